@@ -1,0 +1,1 @@
+"""Language models, all with one contract: `lmtutorial.models.cache.LanguageModel`."""

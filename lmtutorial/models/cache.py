@@ -1,0 +1,61 @@
+"""The contract between language models and decoders: logits, and a cache that can go back.
+
+Every model of this package, n-gram, LSTM or Transformer, is a `LanguageModel`, so each decoder is
+written once. A cache is to a Transformer (keys and values) what the hidden state is to an LSTM.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Cache(Protocol):
+    """What a model remembers of the tokens it has read, row by row.
+
+    Only the model's own `forward` advances a cache; a decoder may reorder its rows and cut it back.
+    """
+
+    @property
+    def lengths(self) -> Tensor:
+        """(batch,) int64: how many tokens of each row the cache holds."""
+
+    def reorder(self, rows: Tensor) -> None:
+        """Row b becomes what row `rows[b]` was; `rows` is (new batch,) int64, and may repeat rows or drop them."""
+
+    def truncate(self, lengths: Tensor) -> None:
+        """Forget what row b read after its first `lengths[b]` tokens; `lengths` is (batch,) int64."""
+
+    def detach(self) -> None:
+        """Cut the graph: what the cache holds no longer carries gradients to the steps that made it."""
+
+
+class LanguageModel(Protocol):
+    """A model of the next token, given all tokens before it."""
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens it knows; ids are 0 .. vocab_size - 1."""
+
+    @property
+    def context(self) -> int | None:
+        """The longest sequence it can read, in tokens; None where there is no limit."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its logits are computed."""
+
+    def __call__(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
+        """Logits of each next token: tokens (batch, time) int64 -> (batch, time, vocab_size).
+
+        With a cache, `tokens` continue what the cache holds, and the cache then holds them too.
+        """
+
+    def new_cache(self, batch: int, max_len: int | None) -> Cache:
+        """An empty cache for `batch` rows of at most `max_len` tokens.
+
+        `max_len=None` asks for an endless stream, as truncated backpropagation through time reads it: the cache
+        keeps only what the next step needs and cannot be truncated. A model with a limited context refuses it.
+        """
