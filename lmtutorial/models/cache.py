@@ -23,7 +23,7 @@ class Cache(Protocol):
         """(batch,) int64: how many tokens of each row the cache holds."""
 
     def reorder(self, rows: Tensor) -> None:
-        """Row b becomes what row `rows[b]` was; `rows` is (new batch,) int64, and may repeat rows or drop them."""
+        """Row b becomes what row `rows[b]` was; `rows` (new batch,) int64 may repeat rows or drop them."""
 
     def truncate(self, lengths: Tensor) -> None:
         """Forget what row b read after its first `lengths[b]` tokens; `lengths` is (batch,) int64."""
@@ -56,6 +56,7 @@ class LanguageModel(Protocol):
     def new_cache(self, batch: int, max_len: int | None) -> Cache:
         """An empty cache for `batch` rows of at most `max_len` tokens.
 
-        `max_len=None` asks for an endless stream, as truncated backpropagation through time reads it: the cache
-        keeps only what the next step needs and cannot be truncated. A model with a limited context refuses it.
+        `max_len=None` asks for an endless stream, as truncated backpropagation through time reads it: the
+        cache keeps only what the next step needs and cannot be truncated. A model with a limited context
+        refuses it.
         """
