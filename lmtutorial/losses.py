@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE = -100
-"""The target where there is nothing to predict: padding at the end of a stream."""
+from lmtutorial.batches import IGNORE
 
 CHUNK = 2**22
 """Logits turned into probabilities at a time: what bounds the extra memory of the loss."""

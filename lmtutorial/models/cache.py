@@ -60,3 +60,16 @@ class LanguageModel(Protocol):
         cache keeps only what the next step needs and cannot be truncated. A model with a limited context
         refuses it.
         """
+
+
+def carried(model: LanguageModel, cache: Cache | None, rows: int, continues: bool | None) -> Cache | None:
+    """The cache for the next batch of `rows` rows, cut from the graph: the one carried, a fresh one, or none.
+
+    `continues` is the batch's own: True goes on with `cache`, False begins a stream, None stands alone.
+    """
+    if continues is None:
+        return None
+    if not continues or cache is None:
+        return model.new_cache(rows, None)
+    cache.detach()
+    return cache

@@ -1,0 +1,179 @@
+"""Tokens to (inputs, targets), in two orders: contiguous streams and shuffled windows.
+
+A text of N tokens holds N - 1 targets: each token but the first, given all before it. Both orders show every
+target exactly once an epoch, in batches of one shape, and can say where they are and resume there.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+IGNORE = -100
+"""The target where there is nothing to predict: padding at the end of a stream."""
+
+Tokens = Sequence[int] | npt.NDArray[np.integer[Any]] | Tensor
+
+
+class Batch(NamedTuple):
+    """One step's data: `inputs` and `targets`, both (batch, time) int64.
+
+    `targets[b, t]` follows `inputs[b, t]` in the text, or is -100 where there is nothing to predict.
+    `continues` is True where row b goes on where row b of the batch before ended, so that a model's cache is
+    carried over; False where such streams begin; None where rows stand alone.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    continues: bool | None = None
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        return Batch(self.inputs.to(device), self.targets.to(device), self.continues)
+
+
+class _Batches(ABC):
+    """What both orders share: the tokens, the shape, and a position that can be saved."""
+
+    _continuous: bool
+
+    def __init__(self, tokens: Tokens, batch: int, time: int, seed: int = 0) -> None:
+        if batch < 1 or time < 1:
+            raise ValueError(f"batch is {batch} and time is {time}; both must be at least 1")
+        self.tokens = _as_array(tokens)
+        self.batch, self.time, self.seed = batch, time, seed
+        self.epoch = self.position = 0
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+
+    @abstractmethod
+    def _spans(self) -> npt.NDArray[np.int64]:
+        """(batches, batch, 2): where in the tokens each row of each batch of this epoch begins and ends."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The rest of this epoch, from where it stands; then the next epoch is up."""
+        spans = self._spans()
+        while self.position < len(spans):
+            span = spans[self.position]
+            self.position += 1  # before the yield, so that a state saved by the consumer counts this batch
+            yield self._gather(span, self.position > 1 if self._continuous else None)
+        self.epoch, self.position = self.epoch + 1, 0
+
+    def _gather(self, span_B2: npt.NDArray[np.int64], continues: bool | None) -> Batch:
+        start_B1, end_B1 = span_B2[:, :1], span_B2[:, 1:]
+        index_BT = start_B1 + np.arange(self.time)
+        there_BT = index_BT < end_B1
+        index_BT = np.where(there_BT, index_BT, 0)
+        inputs = self.tokens[index_BT].astype(np.int64)
+        targets = np.where(there_BT, self.tokens[index_BT + 1].astype(np.int64), IGNORE)
+        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), continues)
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the iteration stands: the epoch, the batch in it, and the seed of the order."""
+        return {"epoch": self.epoch, "position": self.position, "seed": self.seed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Stand where `state_dict` was taken."""
+        self.epoch, self.position, self.seed = state["epoch"], state["position"], state["seed"]
+
+
+class StreamBatches(_Batches):
+    """The text cut into `batch` contiguous streams, read side by side, `time` tokens at a time.
+
+    For truncated backpropagation through time: row b of a batch continues row b of the one before.
+
+    >>> for inputs, targets, continues in StreamBatches(range(9), batch=2, time=3):
+    ...     print(inputs.tolist(), targets.tolist(), continues)
+    [[0, 1, 2], [4, 5, 6]] [[1, 2, 3], [5, 6, 7]] False
+    [[3, 0, 0], [7, 0, 0]] [[4, -100, -100], [8, -100, -100]] True
+    """
+
+    _continuous = True
+
+    def __init__(self, tokens: Tokens, batch: int, time: int) -> None:
+        super().__init__(tokens, batch, time)
+
+    @property
+    def _stream(self) -> int:
+        """Targets in a stream (the last may be shorter)."""
+        return -(-(len(self.tokens) - 1) // self.batch)
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return -(-self._stream // self.time)
+
+    def _spans(self) -> npt.NDArray[np.int64]:
+        begin_1B = np.arange(self.batch)[None] * self._stream
+        end_1B = np.minimum(begin_1B + self._stream, len(self.tokens) - 1)
+        start_NB = begin_1B + np.arange(len(self))[:, None] * self.time
+        return np.stack([start_NB, np.broadcast_to(end_1B, start_NB.shape)], axis=-1)
+
+
+class WindowBatches(_Batches):
+    """Windows of `time` tokens in an order drawn anew each epoch, from a grid shifted anew each epoch.
+
+    For models that read a window at once. The seed and the epoch determine the order.
+
+    >>> batches = WindowBatches(range(10), batch=2, time=4, seed=0)
+    >>> sorted(t for batch in batches for t in batch.targets.flatten().tolist() if t >= 0)
+    [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    """
+
+    _continuous = False
+
+    def __len__(self) -> int:
+        """Batches in an epoch: enough for the windows of any shift."""
+        windows = 1 - (-(len(self.tokens) - 1) // self.time)
+        return -(-windows // self.batch)
+
+    def _spans(self) -> npt.NDArray[np.int64]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        last = len(self.tokens) - 1
+        shift = int(rng.integers(self.time))  # the first window holds the `shift` targets before the grid
+        edges = np.concatenate([[0], np.arange(shift, last, self.time), [last]]).clip(max=last)
+        spans = np.stack([edges[:-1], edges[1:]], axis=1)
+        spans = spans[rng.permutation(len(spans))]
+        missing = len(self) * self.batch - len(spans)
+        spans = np.concatenate([spans, np.zeros((missing, 2), dtype=spans.dtype)])  # rows without a target
+        return spans.reshape(len(self), self.batch, 2)
+
+
+def _as_array(tokens: Tokens) -> npt.NDArray[np.integer[Any]]:
+    array = tokens.cpu().numpy() if isinstance(tokens, Tensor) else np.asanyarray(tokens)
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise TypeError(
+            f"tokens are {array.dtype} of shape {array.shape}; one row of integer token ids is needed"
+        )
+    if len(array) < 2:
+        raise ValueError(f"a text of {len(array)} tokens holds nothing to predict; at least 2 are needed")
+    return array
+
+
+def save_tokens(path: str | Path, tokens: Tokens) -> Path:
+    """Write token ids to a `.npy` file, in the smallest unsigned integers that hold them.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     print(load_tokens(save_tokens(f"{folder}/tokens.npy", [3, 1, 4])).tolist())
+    [3, 1, 4]
+    """
+    array = _as_array(tokens)
+    if array.min() < 0:
+        raise ValueError(f"a token id is {array.min()}; ids are 0 or greater")
+    path = Path(path)
+    np.save(path, array.astype(np.min_scalar_type(array.max())), allow_pickle=False)
+    return path
+
+
+def load_tokens(path: str | Path) -> npt.NDArray[np.integer[Any]]:
+    """The token ids in a `.npy` file, mapped into memory: the file may be larger than memory."""
+    return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
