@@ -9,4 +9,4 @@ settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the models of the tests are too small to share among cores
