@@ -64,11 +64,11 @@ class _SummedCrossEntropy(torch.autograd.Function):
         counted_N1 = (targets_N != ctx.ignore).unsqueeze(1)
         index_N1 = targets_N.unsqueeze(1).clamp_min(0)
         grad_NV = torch.empty_like(logits_NV)
+        minus_one = grads[0].new_full((1, 1), -1.0)
         for rows in _chunks(logits_NV):  # d(-log p_target)/d(logits) = p - onehot(target)
             grad = logits_NV[rows].softmax(-1, dtype=torch.float32)
-            grad.scatter_add_(1, index_N1[rows], grad.new_full((1, 1), -1.0).expand(len(grad), 1))
-            torch.mul(grad, counted_N1[rows] * grads[0], out=grad)
-            grad_NV[rows] = grad
+            grad.scatter_add_(1, index_N1[rows], minus_one.expand(len(grad), 1))
+            torch.mul(grad, counted_N1[rows] * grads[0], out=grad_NV[rows])
         return grad_NV, None, None
 
 
