@@ -1,11 +1,13 @@
 """What must be true of a stored notebook, checked without running it."""
 
 import itertools
+import json
 import re
 from pathlib import Path
 
 import nbformat
 from nbformat import NotebookNode
+
 from notebook_form import (
     FINGERPRINT,
     SOLUTION,
@@ -44,6 +46,9 @@ def problems(text: str, folder: Path | None = None) -> list[str]:
     `folder` is where the notebook lies, so that links to its neighbors can be checked.
     """
     try:
+        ids = [cell.get("id") for cell in json.loads(text)["cells"]]
+        if len(set(ids)) != len(ids):
+            return ["cell ids are not unique"]
         notebook = nbformat.reads(text, as_version=4)
         nbformat.validate(notebook)
     except Exception as error:  # nbformat raises many kinds; each means that this is no notebook
@@ -85,9 +90,6 @@ def _execution(notebook: NotebookNode) -> list[str]:
     counts = [cell.execution_count for cell in code]
     if counts != list(range(1, len(code) + 1)):
         found.append(f"execution counts are {counts}, not 1..{len(code)}")
-    ids = [cell.get("id") for cell in notebook.cells]
-    if len(set(ids)) != len(ids):
-        found.append("cell ids are not unique")
     if not code or code[0].source != colab_source():
         found.append("the first code cell is not the Colab cell of the template")
     if sum(is_colab(cell) for cell in code) > 1:

@@ -7,6 +7,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
+
 from notebook_form import code_fingerprint, is_ignored
 from numeric_text import agree
 

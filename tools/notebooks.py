@@ -18,6 +18,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient.exceptions import CellExecutionError
+
 from notebook_checks import problems
 from notebook_form import FINGERPRINT, ROOT, code_fingerprint, dumps, normalize, outputs_fingerprint
 from notebook_run import execute, same_results
