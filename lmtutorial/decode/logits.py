@@ -1,0 +1,212 @@
+"""From logits to probabilities, and from probabilities to a token: one way for every decoder.
+
+The filters are those of Hugging Face's `generate`, in its order: repetition penalty, temperature, top-k,
+top-p, min-p; equal to it logit for logit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from torch import Tensor
+
+COLDEST = 1e-30
+"""Lower temperatures than this count as this: dividing by them would overflow float32."""
+
+
+def to_probs(
+    logits: Tensor,
+    temperature: float = 1.0,
+    *,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    seen: Tensor | None = None,
+) -> Tensor:
+    """The distribution that a decoder draws the next token from: logits (..., vocab) to probabilities.
+
+    Greedy decoding is the point mass on the largest logit (the first of them where several tie), which
+    temperature 0 and top_k=1 give. The options are those of `Filters`; `seen` (..., vocab) bool marks the
+    tokens that `repetition_penalty` makes less likely. Half-precision logits give float32 probabilities.
+
+    Raises ValueError or TypeError for an option out of its range, and where a penalty lacks `seen`.
+
+    >>> logits = torch.tensor([2.0, 1.0, 0.0]).log()
+    >>> to_probs(logits)
+    tensor([0.6667, 0.3333, 0.0000])
+    >>> to_probs(logits, temperature=0.5)  # probabilities squared, and normalized again
+    tensor([0.8000, 0.2000, 0.0000])
+    >>> to_probs(logits, temperature=0)
+    tensor([1., 0., 0.])
+    """
+    return Filters(temperature, top_k, top_p, min_p, repetition_penalty).probs(logits, seen)
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What a decoder does to the model's distribution before it draws a token; by default nothing.
+
+    >>> Filters(temperature=0.8, top_k=50).greedy
+    False
+    """
+
+    temperature: float = 1.0
+    """Divides the logits: below 1 sharper, above 1 flatter, 0 greedy."""
+    top_k: int | None = None
+    """Keep the k largest logits, and those that tie with the k-th; 1 is greedy."""
+    top_p: float | None = None
+    """Keep the fewest, likeliest tokens that hold this much of the probability."""
+    min_p: float | None = None
+    """Keep tokens with at least this share of the likeliest token's probability."""
+    repetition_penalty: float = 1.0
+    """Divides positive logits and multiplies negative ones of tokens in the prompt or generated before."""
+
+    def __post_init__(self) -> None:
+        temperature, penalty = self.temperature, self.repetition_penalty
+        if not (_is_number(temperature) and 0 <= temperature < math.inf):
+            raise _refusal("temperature", temperature, "0 (greedy) or a finite number above 0")
+        if not (_is_number(penalty) and 0 < penalty < math.inf):
+            raise _refusal("repetition_penalty", penalty, "a finite number above 0; 1 changes nothing")
+        if self.top_k is not None and not (_is_number(self.top_k, Integral) and self.top_k >= 1):
+            raise _refusal("top_k", self.top_k, "an integer of at least 1, or None to keep all tokens")
+        for name in ("top_p", "min_p"):
+            share = getattr(self, name)
+            if share is not None and not (_is_number(share) and 0 <= share <= 1):
+                raise _refusal(name, share, "a number from 0 to 1, or None to keep all tokens")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether all probability is on one token, so that drawing needs no noise."""
+        return self.temperature == 0 or self.top_k == 1
+
+    def probs(self, logits: Tensor, seen: Tensor | None = None) -> Tensor:
+        """The distribution to draw from; see `to_probs`."""
+        if self.greedy:
+            best = self.penalized(logits, seen).argmax(-1, keepdim=True)
+            return torch.zeros_like(logits, dtype=_precise(logits).dtype).scatter_(-1, best, 1.0)
+        return self.filtered(logits, seen).softmax(-1)
+
+    def choose(self, logits: Tensor, uniforms: Tensor | None, seen: Tensor | None = None) -> Tensor:
+        """`draw(self.probs(logits, seen), uniforms)`, without forming a point mass where it is one."""
+        if self.greedy:
+            return self.penalized(logits, seen).argmax(-1)
+        assert uniforms is not None
+        return draw(self.probs(logits, seen), uniforms)
+
+    def penalized(self, logits: Tensor, seen: Tensor | None) -> Tensor:
+        """Logits, in float32 at least, after the repetition penalty."""
+        logits = _precise(logits)
+        if self.repetition_penalty == 1:
+            return logits
+        if seen is None:
+            raise ValueError(
+                f"repetition_penalty={self.repetition_penalty} needs `seen`, a bool tensor like the logits "
+                "that marks the tokens to penalize"
+            )
+        return penalize(logits, seen, self.repetition_penalty)
+
+    def filtered(self, logits: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Logits after all filters, in Hugging Face's order: -inf where a token was dropped."""
+        logits = self.penalized(logits, seen)
+        if self.temperature != 1:
+            logits = logits / max(self.temperature, COLDEST)
+        if self.top_k is not None:
+            logits = keep_top_k(logits, self.top_k)
+        if self.top_p is not None and self.top_p < 1:
+            logits = keep_top_p(logits, self.top_p)
+        if self.min_p:
+            logits = keep_min_p(logits, self.min_p)
+        return logits
+
+
+def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Make the tokens marked in `seen` less likely: positive logits / penalty, negative ones * penalty.
+
+    Source: Keskar et al., "CTRL", 2019, section 4.1; with a sign rule, as in Hugging Face.
+
+    >>> penalize(torch.tensor([2.0, -2.0, 2.0]), torch.tensor([True, True, False]), 2.0)
+    tensor([ 1., -4.,  2.])
+    """
+    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """Drop (-inf) all but the `k` largest logits; those that tie with the k-th stay.
+
+    Source: Fan et al., "Hierarchical Neural Story Generation", ACL 2018.
+
+    >>> keep_top_k(torch.tensor([1.0, 3.0, 2.0]), 2)
+    tensor([-inf, 3., 2.])
+    """
+    kth = logits.topk(min(k, logits.shape[-1])).values[..., -1:]
+    return logits.masked_fill(logits < kth, -math.inf)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """Drop (-inf) the least likely tokens that together hold at most 1 - p of the probability.
+
+    At least one token stays, and tokens that tie with the last one that stays do too.
+    Source: Holtzman et al., "The Curious Case of Neural Text Degeneration", ICLR 2020.
+
+    >>> keep_top_p(torch.tensor([0.5, 0.3, 0.2]).log(), 0.7).exp()
+    tensor([0.5000, 0.3000, 0.0000])
+    """
+    rising = _sort(logits)
+    dropped = rising.softmax(-1).cumsum(-1) <= 1 - p
+    cut = rising.gather(-1, dropped[..., :-1].sum(-1, keepdim=True))
+    return logits.masked_fill(logits < cut, -math.inf)
+
+
+def keep_min_p(logits: Tensor, p: float) -> Tensor:
+    """Drop (-inf) tokens with less than `p` times the probability of the likeliest one.
+
+    Source: Nguyen et al., "Turning Up the Heat: Min-p Sampling", ICLR 2025.
+
+    >>> keep_min_p(torch.tensor([0.6, 0.3, 0.1]).log(), 0.25).exp()
+    tensor([0.6000, 0.3000, 0.0000])
+    """
+    probs = logits.softmax(-1)
+    return logits.masked_fill(probs < p * probs.amax(-1, keepdim=True), -math.inf)
+
+
+def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
+    """One token a row: the first whose cumulative probability passes the row's noise.
+
+    Takes probs (..., vocab), which need not sum to 1, and noise (...) uniform in [0, 1); gives ids (...).
+    A token of probability 0 is never drawn. One number a row: about 20 times faster on a CPU than
+    `torch.multinomial`, which draws one a token.
+
+    >>> draw(torch.tensor([0.2, 0.0, 0.8]).expand(3, 3), torch.tensor([0.0, 0.19, 0.21]))
+    tensor([0, 0, 2])
+    """
+    # A GPU sums in no fixed order; in float32 a token of probability 0 could come out with a sliver of it.
+    cumulative = probs.cumsum(-1, dtype=torch.float64 if probs.is_cuda else None)
+    largest = 1 - torch.finfo(cumulative.dtype).eps / 2  # 1 itself, by rounding, would pass the last token
+    noise = uniforms.unsqueeze(-1).to(cumulative).clamp(max=largest) * cumulative[..., -1:]
+    tokens = torch.searchsorted(cumulative, noise, right=True).squeeze(-1)
+    return tokens.clamp_(max=probs.shape[-1] - 1)  # out of range only where probs are NaN
+
+
+def _sort(logits: Tensor) -> Tensor:
+    """Values in rising order. On the CPU numpy sorts them 20 times faster than torch, which sorts ids too."""
+    if logits.device.type == "cpu":
+        return torch.from_numpy(np.sort(logits.detach().numpy(), axis=-1))
+    return logits.sort(-1).values
+
+
+def _precise(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _is_number(value: object, kind: type = Real) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _refusal(name: str, value: object, allowed: str) -> Exception:
+    error = ValueError if _is_number(value) else TypeError
+    return error(f"{name} is {value!r}; it must be {allowed}")
