@@ -92,8 +92,8 @@ def sample(
     ids = check_prompts(model, prompts, max_new_tokens)
     ends = check_eos(model, eos)
     seed = check_seed(seed)
-    if not ids or not max_new_tokens:
-        return [Generation([], 0.0, False) for _ in ids]
+    if not ids:
+        return []
     with decoding(model):
         steps = _steps(model, ids, max_new_tokens, filters, seed)
         tokens_NB, logprobs_NB = _collect(steps, model, (max_new_tokens, len(ids)), ends)
@@ -188,6 +188,8 @@ def _steps(
     model: LanguageModel, ids: list[list[int]], max_new_tokens: int, filters: Filters, seed: int | None
 ) -> Iterator[_Step]:
     """Step after step, one forward each, all on the device."""
+    if not max_new_tokens:
+        return
     noise_NB = None if filters.greedy else row_noise(ids, max_new_tokens, seed).to(model.device)
     logits_BV, cache = prefill(model, ids, max_new_tokens)
     seen_BV = None if filters.repetition_penalty == 1 else _seen(ids, logits_BV)
