@@ -1,0 +1,99 @@
+"""What the device at hand can do: where to compute, in which precision, with which random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+CPU_BFLOAT16_PAYS = 10_000_000
+"""Parameters from which bfloat16 is faster than float32 on a CPU that multiplies in it (measured)."""
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device called `name`; "auto" is CUDA where there is one, then Apple's MPS, then the CPU.
+
+    Raises ValueError for a name that torch does not know, or a device that is not there.
+
+    >>> choose_device("cpu")
+    device(type='cpu')
+    """
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if there[kind]))
+    found = ", ".join(kind for kind in there if there[kind])
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device is {name!r}; it must be auto or one of: {found}") from error
+    if not there.get(device.type, False):
+        raise ValueError(f"device is {name!r}, which is not there; auto picks among: {found}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device is {name!r}; there are {torch.cuda.device_count()} CUDA devices, from cuda:0"
+        )
+    return device
+
+
+def choose_precision(requested: Precision, device: torch.device, parameters: int) -> torch.dtype:
+    """The type that matrix products are computed in; the weights themselves stay float32.
+
+    "auto" is bfloat16 on CUDA devices from Ampere on (compute capability 8.0), float16 on Volta and Turing
+    (a T4 has fast float16 and no bfloat16; it needs loss scaling), bfloat16 on CPUs with matrix units for
+    it from `CPU_BFLOAT16_PAYS` parameters on, else float32.
+
+    >>> choose_precision("auto", torch.device("cpu"), parameters=1000)
+    torch.float32
+    """
+    if requested != "auto":
+        if requested not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"precision is {requested!r}; it must be auto, float32, bfloat16 or float16")
+        dtype: torch.dtype = getattr(torch, requested)
+        return dtype
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        if capability >= (8, 0):
+            return torch.bfloat16
+        return torch.float16 if capability >= (7, 0) else torch.float32
+    if device.type == "cpu" and parameters >= CPU_BFLOAT16_PAYS and cpu_multiplies_bfloat16():
+        return torch.bfloat16
+    return torch.float32
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for products of bfloat16 (AMX or AVX-512 BF16)."""
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(bool(getattr(torch.cpu, probe, lambda: False)()) for probe in probes)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Inside, torch's random numbers start from `seed`; afterwards they go on as if nothing had been drawn.
+
+    >>> with seeded(0, torch.device("cpu")):
+    ...     print(round(torch.rand(()).item(), 4))
+    0.4963
+    """
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of the random numbers that computing on `device` draws from, as tensors."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    """Go on from `random_state`; a state saved on another kind of device restores what both share."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
