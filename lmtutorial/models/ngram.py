@@ -11,12 +11,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lmtutorial.batches import Tokens
 from lmtutorial.models.cache import Cache
 from lmtutorial.models.ngram_counts import Counts, Ints, count_ngrams
 from lmtutorial.models.ngram_discounts import Floats, Level, estimate_discounts, fit_discounts, weigh
 from lmtutorial.models.token_cache import TokenCache
 
-Tokens: TypeAlias = Sequence[int] | npt.NDArray[np.integer] | Tensor
 Smoothing: TypeAlias = Literal["kneser-ney", "absolute", "none"]
 
 
@@ -46,13 +46,15 @@ class NGram:
     array([0.8755, 0.7357])
     """
 
+    context = None  # it reads sequences of any length
+    device = torch.device("cpu")
+
     def __init__(
         self, vocab_size: int, counts: Sequence[Counts], smoothing: Smoothing, discounts: Floats | None = None
     ) -> None:
         """Build a model from counts; `NGram.train` makes it from text."""
-        if smoothing not in get_args(Smoothing):
-            raise ValueError(f"smoothing must be one of {get_args(Smoothing)}, got {smoothing!r}")
-        self._vocab_size, self._counts, self.smoothing = vocab_size, tuple(counts), smoothing
+        _check_smoothing(smoothing)
+        self.vocab_size, self._counts, self.smoothing = vocab_size, tuple(counts), smoothing
         used = [c.befores if smoothing == "kneser-ney" else c.times for c in counts[:-1]] + [counts[-1].times]
         if smoothing == "none":
             discounts = np.zeros((self.order, 3))
@@ -82,41 +84,35 @@ class NGram:
         vocab_size: int,
         *,
         smoothing: Smoothing = "kneser-ney",
-        discounts: Floats | None = None,
+        held_out: float = 0.0,
     ) -> NGram:
         """Count the n-grams of `tokens` up to `order` tokens long, and smooth them.
 
-        `tokens` is one text (ids 0 .. vocab_size - 1). `discounts`, (order, 3), replaces the estimates of
-        Chen & Goodman: what to take from counts of 1, 2, and 3 or more, order by order (see `fit_discounts`).
+        `tokens` is one text (ids 0 .. vocab_size - 1). With `held_out`, a share such as 0.1, the discounts
+        are fitted to that last part of the text, having counted the rest; then all of it is counted. With 0
+        they are the estimates of Chen & Goodman.
 
         Raises ValueError for an order < 1, a text shorter than `order`, an id outside the vocabulary.
         """
+        _check_smoothing(smoothing)
+        if not 0 <= held_out < 1 or (held_out and smoothing == "none"):
+            raise ValueError(f"held_out must be from 0 to below 1, 0 without smoothing, got {held_out}")
         if order < 1:
             raise ValueError(f"order must be at least 1, got {order}")
         array = _check_tokens(np.asarray(tokens), vocab_size, 1)
         if len(array) < order:
             raise ValueError(f"order {order} needs a text of at least {order} tokens, got {len(array)}")
+        discounts = None
+        if held_out:
+            cut = round(len(array) * (1 - held_out))
+            part = cls.train(array[:cut], order, vocab_size, smoothing=smoothing)
+            discounts = part.fit_discounts(array[cut:])
         return cls(vocab_size, count_ngrams(array, order, vocab_size), smoothing, discounts)
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of tokens it knows; ids are 0 .. vocab_size - 1."""
-        return self._vocab_size
 
     @property
     def order(self) -> int:
         """The longest n-gram it counts: it predicts a token from the `order - 1` tokens before it."""
         return len(self._counts)
-
-    @property
-    def context(self) -> None:
-        """It reads sequences of any length."""
-        return None
-
-    @property
-    def device(self) -> torch.device:
-        """The CPU."""
-        return torch.device("cpu")
 
     def counts(self, order: int, *, befores: bool = False) -> tuple[Ints, Ints]:
         """All distinct n-grams of one order, sorted, (ngrams, order), and how often each occurred, (ngrams,).
@@ -163,19 +159,18 @@ class NGram:
         time = tokens.shape[1]
         ids = self._ids(history, self.order - 1)
         rows = self._rows([i[:, i.shape[1] - time :].reshape(-1) for i in ids])
-        return torch.from_numpy(rows).log_().view(*tokens.shape, self.vocab_size)
+        with np.errstate(divide="ignore"):
+            return torch.from_numpy(np.log(rows, out=rows)).view(*tokens.shape, self.vocab_size)
 
     def new_cache(self, batch: int, max_len: int | None) -> TokenCache:
         """An empty cache, see `LanguageModel.new_cache`; an endless one keeps the last `order - 1` tokens."""
         return TokenCache(batch, max_len, self.order - 1)
 
     def fit_discounts(self, held_out: Tokens) -> Floats:
-        """The discounts, (order, 3), under which these counts give `held_out` the highest probability.
-
-        Train on most of a text, fit on the rest, then train on all of it with these discounts. The estimates
-        of Chen & Goodman treat the n-grams of a text as independent draws; held-out text need not.
-        """
+        """The discounts, (order, 3), with which these counts make `held_out` most probable."""
         text = _check_tokens(np.asarray(held_out), self.vocab_size, 1)
+        if not len(text):
+            raise ValueError("there is no held-out token to fit the discounts to")
         return fit_discounts(self.vocab_size, self._matches(text))
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -237,6 +232,11 @@ class NGram:
 def _shift(ids: Ints) -> Ints:
     """One place to the right, -1 coming in."""
     return np.concatenate([np.full_like(ids[:, :1], -1), ids[:, :-1]], 1)
+
+
+def _check_smoothing(smoothing: str) -> None:
+    if smoothing not in get_args(Smoothing):
+        raise ValueError(f"smoothing must be one of {get_args(Smoothing)}, got {smoothing!r}")
 
 
 def _check_tokens(tokens: npt.NDArray[np.generic], vocab_size: int, axes: int) -> Ints:

@@ -68,7 +68,7 @@ def fit_discounts(vocab_size: int, matches: Iterable[tuple[Level, Ints, Ints]]) 
     terms = [_linear_terms(*match) for match in matches]
     caps = torch.arange(1.0, 4.0, dtype=torch.float64)
     free = torch.zeros(len(terms), 3, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([free], max_iter=30, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([free], max_iter=15, line_search_fn="strong_wolfe")
 
     def discounts() -> Tensor:
         return (0.01 + 0.98 * free.sigmoid()) * caps  # never 0, so unseen tokens keep some probability
