@@ -1,7 +1,7 @@
 """Checkpoints: a model, its optimizer and the state of a run in one file, whole or not there.
 
-A checkpoint is a safetensors file with JSON in its header (`lmtutorial.tensorfile`). Nothing is ever unpickled,
-so a checkpoint from a stranger cannot run code.
+A checkpoint is a safetensors file with JSON in its header (`lmtutorial.tensorfile`). Nothing is ever
+unpickled, so a checkpoint from a stranger cannot run code.
 """
 
 from __future__ import annotations

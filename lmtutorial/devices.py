@@ -53,6 +53,10 @@ def choose_precision(requested: Precision, device: torch.device, parameters: int
     if requested != "auto":
         if requested not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"precision is {requested!r}; it must be auto, float32, bfloat16 or float16")
+        if requested == "float16" and device.type == "cpu":
+            raise ValueError(
+                "precision is 'float16' on a CPU, which cannot train in it; it must be auto, float32 or bfloat16"
+            )
         dtype: torch.dtype = getattr(torch, requested)
         return dtype
     if device.type == "cuda":

@@ -92,7 +92,7 @@ def test_the_loop_is_plain_training_written_out(carry):
         optimizer.step()
         expected.append(loss.item())
     assert history.train_loss == pytest.approx(expected, rel=1e-5)
-    torch.testing.assert_close(weights(model), weights(reference), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(weights(model), weights(reference), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("make", [streams, windows])
@@ -250,7 +250,8 @@ def test_early_stopping_keeps_the_best_checkpoint_and_says_when(tmp_path):
     best = evaluate(load_model(tmp_path / "best.safetensors"), held_out()).loss
     last = evaluate(load_model(tmp_path / "last.safetensors"), held_out()).loss
     assert best == pytest.approx(history.best_loss, rel=1e-6)
-    assert last == pytest.approx(history.validation_loss[-1], rel=1e-6) > best
+    assert last == pytest.approx(history.validation_loss[-1], rel=1e-6)
+    assert last > best
 
 
 def test_a_loss_that_is_no_longer_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
@@ -286,26 +287,54 @@ def test_a_weight_that_is_not_finite_is_never_saved(tmp_path):
     assert read_tree(tmp_path / "last.safetensors")["state"]["step"] == 2
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_lower_precision_learns_the_same_and_keeps_float32_weights(precision):
-    exact, model = lstm(dropout=0.0), lstm(dropout=0.0)
+class Bigram(torch.nn.Module):
+    """Logits from the last token alone, through a matrix product that autocast lowers on any device."""
+
+    context, vocab_size, device = None, VOCAB, torch.device("cpu")
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.hidden = torch.nn.Linear(VOCAB, 8)
+        self.head = torch.nn.Linear(8, VOCAB)
+        self.types = set()
+
+    def forward(self, tokens, cache=None):
+        logits = self.head(self.hidden(F.one_hot(tokens, VOCAB).float()).tanh())
+        self.types.add(logits.dtype)
+        return logits
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_lower_precision_learns_the_same_and_keeps_float32_weights(precision, monkeypatch):
+    exact, model = Bigram(), Bigram()
     config = TrainConfig(steps=30, learning_rate=0.02, log_every=10, precision="float32")
-    expected = train(exact, streams(), config)
-    history = train(model, streams(), dataclasses.replace(config, precision=precision))
+    expected = train(exact, windows(), config)
+    monkeypatch.setattr("lmtutorial.train.choose_precision", lambda *_: precision)
+    history = train(model, windows(), config)
+    assert model.types == {precision}
     assert history.train_loss == pytest.approx(expected.train_loss, rel=0.02)
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
-def test_float16_resumes_with_its_loss_scale(tmp_path):
-    config = TrainConfig(steps=8, precision="float16", save_every=4, log_every=1, out=tmp_path / "a")
-    whole, model = lstm(), lstm()
-    expected = train(whole, streams(), config)
-    half = dataclasses.replace(config, steps=4, schedule="constant", out=tmp_path / "b")
-    train(model, streams(), half)
-    history = train(model, streams(), dataclasses.replace(half, steps=8), resume=tmp_path / "b")
+def test_bfloat16_trains_the_lstm():
+    config = TrainConfig(steps=30, learning_rate=0.02, log_every=10, precision="float32")
+    expected = train(lstm(dropout=0.0), streams(), config)
+    history = train(lstm(dropout=0.0), streams(), dataclasses.replace(config, precision="bfloat16"))
+    assert history.train_loss == pytest.approx(expected.train_loss, rel=0.02)
+
+
+def test_float16_resumes_with_its_loss_scale(tmp_path, monkeypatch):
+    monkeypatch.setattr("lmtutorial.train.choose_precision", lambda *_: torch.float16)
+    config = TrainConfig(steps=8, schedule="constant", log_every=1)
+    whole, model = Bigram(), Bigram()
+    train(whole, windows(), dataclasses.replace(config, out=tmp_path / "a"))
+    half = dataclasses.replace(config, out=tmp_path / "b")
+    train(model, windows(), dataclasses.replace(half, steps=4))
+    train(model, windows(), half, resume=tmp_path / "b")
     a, b = (read_tree(tmp_path / name / "last.safetensors")["state"]["scaler"] for name in "ab")
-    assert a == b
-    assert len(history.step) == len(expected.step)
+    assert a["_growth_tracker"] > 4 and a == b
+    assert torch.equal(weights(model), weights(whole))
 
 
 def test_a_time_limit_ends_the_run_and_the_cosine_with_it():
