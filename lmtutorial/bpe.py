@@ -1,28 +1,27 @@
 """Byte-pair encoding from scratch: how a tokenizer learns its vocabulary, and how it uses it.
 
-Text is cut into words, and a word is a sequence of bytes, so token ids 0 to 255 are the bytes. Training merges,
-again and again, the pair of neighboring tokens that is most frequent inside words; merge i makes token 256 + i.
-Encoding a word applies the same merges in the same order.
+Text is cut into words, and a word is a sequence of bytes, so token ids 0 to 255 are the bytes. Training
+merges, again and again, the pair of neighboring tokens that is most frequent inside words; merge i makes
+token 256 + i. Encoding a word applies the same merges in the same order.
 
-`count_pairs`, `merge` and `learn_merges_plain` are the idea as one would write it down. `learn_merges` and `BPE`
-compute the same thing fast, by two changes: only words that hold the merged pair are counted again, and a word
-is a string whose characters are token ids, so that a merge is one call of `str.replace`.
+`count_pairs`, `merge` and `learn_merges_plain` are the idea as one would write it down. `learn_merges` and
+`BPE` compute the same thing fast, by two changes: only words that hold the merged pair are counted again, and
+a word is a string whose characters are token ids, so that a merge is one call of `str.replace`.
 
 Sources: Gage, "A new algorithm for data compression", 1994; Sennrich, Haddow and Birch, "Neural machine
-translation of rare words with subword units", 2016; bytes and word pattern: Radford et al., GPT-2, 2019.
+translation of rare words with subword units", 2016; on bytes, as in GPT-2: Radford et al., 2019.
 """
 
 from __future__ import annotations
 
 import heapq
-import re
 import sys
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from itertools import chain, pairwise
-from operator import add
+from operator import add, index
+
+from lmtutorial.words import check_text, gpt2_pattern
 
 Pair = tuple[int, int]
 Word = tuple[int, ...]
@@ -90,8 +89,8 @@ def learn_merges_plain(words: Mapping[Word, int], merges: int, min_count: int = 
 def learn_merges(words: Mapping[str, int], merges: int, min_count: int = 2) -> list[Pair]:
     """The merges of `learn_merges_plain`, fast; the UTF-8 bytes of the strings `words` are merged.
 
-    Counts are kept up to date instead of taken anew: `where` lists the words that a pair may be in, and the heap
-    holds each pair with a count that was true once, which is checked when the pair comes to the top.
+    Counts are kept up to date instead of taken anew: `where` lists the words that a pair may be in, and the
+    heap holds each pair with a count that was true once, which is checked when the pair comes to the top.
 
     >>> learn_merges({"low": 5, "lower": 2, "new": 6}, merges=2)
     [(108, 111), (256, 119)]
@@ -131,36 +130,13 @@ def learn_merges(words: Mapping[str, int], merges: int, min_count: int = 2) -> l
                     with_new.add(pair)
         for pair in with_new:
             heapq.heappush(heap, (-pairs[pair], pair))
-    return [(ord(left), ord(right)) for left, right in learned]
-
-
-@cache
-def word_pattern() -> re.Pattern[str]:
-    r"""GPT-2's word pattern for the standard library's `re`: letters, numbers or signs, with one space before.
-
-    GPT-2 writes it with Unicode classes that `re` lacks:
-    `'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`. Here a letter is what `\w` matches
-    but for `_`, digits and the numerals listed below. Every character that this Python's Unicode tables know
-    falls into the same class as there.
-
-    >>> word_pattern().findall("We'll meet at 10, not ½ past.")
-    ['We', "'ll", ' meet', ' at', ' 10', ',', ' not', ' ½', ' past', '.']
-    """
-    numerals = "".join(c for c in map(chr, range(0x20000)) if unicodedata.category(c) in ("Nl", "No"))
-    other = r"(?=[^\x00-\x7f])"  # keeps ASCII, most of the text, away from the long classes
-    letters = rf"(?:[A-Za-z]+|{other}[^\W\d_{numerals}])+"
-    numbers = rf"(?:[0-9]+|{other}[\d{numerals}])+"
-    space = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # \s of `re` adds 0x1c-0x1f
-    signs = rf"(?:[^\w{space}]|_)+"
-    return re.compile(
-        rf"'(?:[sdmt]|ll|ve|re)| ?{letters}| ?{numbers}| ?{signs}|[{space}]+(?![^{space}])|[{space}]+"
-    )
+    return [(ord(pair[0]), ord(pair[1])) for pair in learned]
 
 
 class BPE:
     """A byte-level tokenizer: any Unicode text to token ids and back, without loss.
 
-    `merges[i]` is the pair of ids that makes token 256 + i; `pieces[id]` are the bytes that a token stands for.
+    `merges[i]` is the pair of ids that makes token 256 + i; `pieces[id]` are the bytes a token stands for.
     Raises ValueError for a merge of tokens that do not exist yet, or that makes another token's bytes again.
 
     >>> bpe = BPE.train("low low low lower lower new new", vocab_size=258)
@@ -175,11 +151,11 @@ class BPE:
         self.pieces = [bytes([byte]) for byte in range(FIRST_MERGE)]
         known = set(self.pieces)
         for i, pair in enumerate(merges):
-            if len(pair) != 2 or not all(0 <= part < len(self.pieces) for part in pair):
+            if len(pair) != 2 or not all(0 <= index(part) < len(self.pieces) for part in pair):
                 raise ValueError(
                     f"merge {i} is {pair!r}; allowed are two token ids from 0 to {FIRST_MERGE + i - 1}"
                 )
-            left, right = map(int, pair)
+            left, right = map(index, pair)
             piece = self.pieces[left] + self.pieces[right]
             if piece in known:
                 raise ValueError(
@@ -201,7 +177,7 @@ class BPE:
         if min_count < 1:
             raise ValueError(f"min_count is {min_count}; it must be at least 1")
         check_text(text)
-        words = Counter(word_pattern().findall(text))
+        words = Counter(gpt2_pattern().findall(text))
         return cls(learn_merges(words, vocab_size - FIRST_MERGE, min_count))
 
     @property
@@ -212,7 +188,7 @@ class BPE:
     def encode(self, text: str) -> list[int]:
         """The token ids of `text`. Raises ValueError for a lone surrogate, which UTF-8 cannot carry."""
         check_text(text)
-        return list(chain.from_iterable(map(self._ids.__getitem__, word_pattern().findall(text))))
+        return list(chain.from_iterable(map(self._ids.__getitem__, gpt2_pattern().findall(text))))
 
     def decode(self, ids: Iterable[int], errors: str = "replace") -> str:
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD, or raise if `errors` is "strict"."""
@@ -245,17 +221,6 @@ class _WordCache(dict[str, list[int]]):
 def _bytes_as_characters(word: str) -> str:
     """The word's UTF-8 bytes as a string of the characters 0 to 255, which is how Latin-1 reads them."""
     return word.encode("utf-8").decode("latin-1")
-
-
-def check_text(text: str) -> None:
-    """Raise TypeError for what is not a string, ValueError for a lone surrogate, naming its place."""
-    if not isinstance(text, str):
-        raise TypeError(f"text must be a str, not {type(text).__name__}")
-    try:
-        _ = text.isascii() or text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        found = f"the lone surrogate {text[error.start]!r} at position {error.start}"
-        raise ValueError(f"text has {found}, which is half a character and has no UTF-8 bytes") from None
 
 
 def check_ids(ids: Iterable[int], vocab_size: int) -> list[int]:
