@@ -126,10 +126,8 @@ def load_corpus(name_or_path: str | os.PathLike[str]) -> Corpus:
         name, hint = str(name_or_path), did_you_mean(str(name_or_path))
         if isinstance(name_or_path, os.PathLike) or re.search(r"[/\\~.]", name):
             raise FileNotFoundError(f"there is no file {path.absolute()}.{hint}")
-        raise ValueError(
-            f"no corpus is called {name!r}, and no file.{hint} The corpora are {', '.join(_READERS)}; or give "
-            "the path of a UTF-8 text file"
-        )
+        known = ", ".join(_READERS)
+        raise ValueError(f"no corpus is called {name!r}, and no file.{hint} The corpora are {known}")
     if path.is_dir():
         raise ValueError(f"{path} is a folder; a corpus of your own is one UTF-8 text file")
     return _own_file(path)
@@ -168,8 +166,7 @@ def _python_docs() -> Corpus:
     split_of = {
         topic: _SPLIT_OF_TENTH.get(_tenth(topic), "train") for topic in topics if topic not in repeated
     }
-    entry = lookup("python_docs")
-    version = ".".join(map(str, sys.version_info[:3]))
+    entry, version = lookup("python_docs"), ".".join(map(str, sys.version_info[:3]))
     return replace(
         _assemble(entry, [Document(topic, text) for topic, text in topics.items()], split_of),
         source=f"pydoc_data.topics of Python {version}",
