@@ -6,6 +6,7 @@ document.addEventListener("DOMContentLoaded", () => {
   name(".primary-toggle, .sidebar-toggle.primary-toggle", "Open or close the list of chapters");
   name(".secondary-toggle, .sidebar-toggle.secondary-toggle", "Open or close the contents of this page");
   name(".bd-sidebar-primary", "Chapters");
+  all("div.bd-sidebar-primary").forEach((e) => e.setAttribute("role", "complementary"));
   name(".bd-sidebar-secondary", "Contents of this page");
   name(".search-button", "Search");
   name(".btn-fullscreen-button", "Full screen");
@@ -14,6 +15,7 @@ document.addEventListener("DOMContentLoaded", () => {
   all("table th").forEach((e) => {
     if (!e.textContent.trim()) e.replaceWith(Object.assign(document.createElement("td"), { className: e.className }));
   });
+  all(".citation[role='doc-biblioentry']").forEach((e) => e.setAttribute("role", "listitem"));
   // What scrolls sideways must be reachable from the keyboard.
   const scrolling = "div.highlight pre, .cell_output pre, .cell_output .output, table, mjx-container[display=true]";
   all(scrolling).forEach((e) => {
