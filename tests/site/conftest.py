@@ -39,7 +39,7 @@ def is_current() -> bool:
 def site() -> Path:
     """The folder of the built site; built here, with warnings as errors, where it is missing or old."""
     if not is_current():
-        command = [sys.executable, "-m", "jupyter_book.cli.main", "build", str(ROOT)]
+        command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(ROOT)]
         command += ["--path-output", str(ROOT / "book"), "-W", "-n", "--keep-going", "--all", "-q"]
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]

@@ -1,0 +1,71 @@
+# Everything runs in .venv, which `make` sets up once, and again when the dependencies change.
+# Needed beforehand: make and Python 3.11 or newer.
+
+PYTHON ?= python3
+JOBS ?= 2
+PORT ?= 8000
+PY := .venv/bin/python
+READY := .venv/ready
+SITE := book/_build/html
+PYTEST := $(PY) -m pytest -n $(JOBS) --dist loadfile
+BUILD := $(PY) -c 'from jupyter_book.cli.main import main; main()' build . --path-output book -W -n --keep-going -q
+
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+.PHONY: help setup data book site test lint types tests check-notebooks site-tests notebooks demo serve clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12"; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv .venv || \
+	  { rm -rf .venv; echo "no virtual environment could be made; on Debian and Ubuntu install python3-venv"; exit 1; }
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[book,test]"
+	@touch $(READY)
+
+setup: $(READY) ## make .venv and install everything into it
+
+data: $(READY)
+	@$(PY) -c 'from lmtutorial.corpora import load_corpus; load_corpus("shakespeare")'
+
+book: data site ## set up, fetch the text, build the site
+
+site: $(READY)
+	$(BUILD)
+	@echo "The book: open $(SITE)/index.html, or run: make serve"
+
+test: lint types data tests check-notebooks site site-tests ## everything that CI checks
+
+lint: $(READY) ## style of the code, form of the notebooks
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) tools/notebooks.py --check
+
+types: $(READY) ## types of the package
+	$(PY) -m mypy
+
+tests: $(READY) ## tests and doctests of the package, the tools and the book
+	$(PYTEST) --ignore=tests/site
+
+check-notebooks: $(READY) ## run every chapter and compare its outputs with the stored ones
+	$(PYTEST) --nbval book
+
+site-tests: $(READY) ## the built site in a browser
+	$(PYTEST) tests/site
+
+notebooks: data ## run every chapter and store what changed
+	$(PY) tools/notebooks.py
+
+demo: data ## train an LSTM on Shakespeare for about a minute; it writes three passages
+	$(PY) -m lmtutorial.cli demo
+
+serve: $(READY) ## serve the built site on this machine
+	@test -f $(SITE)/index.html || $(MAKE) book
+	@echo "http://127.0.0.1:$(PORT)/"
+	@$(PY) -m http.server $(PORT) --bind 127.0.0.1 --directory $(SITE)
+
+clean: ## remove the built site; .venv and the texts stay
+	rm -rf book/_build
