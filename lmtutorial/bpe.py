@@ -17,7 +17,7 @@ from __future__ import annotations
 import heapq
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, pairwise
 from operator import add, index
 
@@ -187,8 +187,12 @@ class BPE:
 
     def encode(self, text: str) -> list[int]:
         """The token ids of `text`. Raises ValueError for a lone surrogate, which UTF-8 cannot carry."""
+        return list(self.iterate(text))
+
+    def iterate(self, text: str) -> Iterator[int]:
+        """The same ids one by one: a corpus can be put into an array without being a list before."""
         check_text(text)
-        return list(chain.from_iterable(map(self._ids.__getitem__, gpt2_pattern().findall(text))))
+        return chain.from_iterable(map(self._ids.__getitem__, gpt2_pattern().findall(text)))
 
     def decode(self, ids: Iterable[int], errors: str = "replace") -> str:
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD, or raise if `errors` is "strict"."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,11 @@ from lmtutorial.words import check_training_text, chunks
 
 
 class BPETokenizer(Tokenizer):
-    """Byte-level BPE on all cores: ids 0 to 255 are the bytes, and merge i makes token 256 + i.
+    """Byte-level BPE, trained by the library on all cores; ids 0 to 255 are bytes, 256 + i is merge i.
 
-    It encodes as `lmtutorial.bpe.BPE(merges)` does, for all characters that the Unicode tables of Python and
-    of the library both know.
+    Encoding is that of `lmtutorial.bpe.BPE(merges)`, whose word cache outruns the library on a few cores.
+    `to_library` gives the library's tokenizer, which encodes alike: every character that the Unicode tables
+    of Python and of the library both know.
 
     >>> tokenizer = BPETokenizer.train("low low low lower lower new new", vocab_size=259)
     >>> tokenizer.encode("slow"), tokenizer.tokens("slow"), tokenizer.specials
@@ -28,16 +28,9 @@ class BPETokenizer(Tokenizer):
     kind = "bpe"
 
     def __init__(self, merges: Sequence[Sequence[int]], *, specials: Sequence[str] = (END_OF_TEXT,)) -> None:
-        from tokenizers.models import BPE as LibraryBPE
-
-        plain = BPE(merges)  # checks the merges
-        super().__init__(plain.pieces, specials)
-        self.merges = plain.merges
-        letters = _byte_letters()
-        names = ["".join(letters[byte] for byte in piece) for piece in plain.pieces]
-        ids = {name: i for i, name in enumerate(names)}
-        named_merges = [(names[left], names[right]) for left, right in plain.merges]
-        self._library = _library_tokenizer(LibraryBPE(vocab=ids, merges=named_merges))
+        self._bpe = BPE(merges)
+        super().__init__(self._bpe.pieces, specials)
+        self.merges = self._bpe.merges
 
     @classmethod
     def from_merges(
@@ -83,9 +76,17 @@ class BPETokenizer(Tokenizer):
             merges.append((ids[left], ids[right]))
         return cls(merges, specials=specials)
 
+    def to_library(self) -> Any:
+        """The same merges as a `tokenizers.Tokenizer`, for what that library does; without special tokens."""
+        from tokenizers.models import BPE as LibraryBPE
+
+        letters = _byte_letters()
+        names = ["".join(letters[byte] for byte in piece) for piece in self._bpe.pieces]
+        merges = [(names[left], names[right]) for left, right in self.merges]
+        return _library_tokenizer(LibraryBPE(vocab={name: i for i, name in enumerate(names)}, merges=merges))
+
     def _encode_plain(self, text: str) -> Ids:
-        encodings = self._library.encode_batch_fast(list(chunks(text)), add_special_tokens=False)
-        return np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), dtype=self.dtype)
+        return np.fromiter(self._bpe.iterate(text), dtype=self.dtype)
 
     def _state(self) -> dict[str, Any]:
         return {"merges": self.merges}
@@ -100,8 +101,9 @@ def _byte_letters() -> list[str]:
 
 def _library_tokenizer(model: Any) -> Any:
     import tokenizers
-    from tokenizers.pre_tokenizers import ByteLevel
+    from tokenizers import decoders, pre_tokenizers
 
     library = tokenizers.Tokenizer(model)
-    library.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
     return library
