@@ -1,0 +1,222 @@
+"""The command line: `lmtutorial train | evaluate | generate | corpora`. The only module that prints."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import tyro
+from tqdm.auto import tqdm
+
+from lmtutorial.batches import StreamBatches
+from lmtutorial.checkpoint import find_checkpoint, load_model
+from lmtutorial.commands import Corpora, Evaluate, Generate, Train, store, stored
+from lmtutorial.corpora import Corpus, DownloadError, list_corpora, load_corpus
+from lmtutorial.decode.sampling import sample
+from lmtutorial.devices import choose_device
+from lmtutorial.metrics import Evaluation, evaluate
+from lmtutorial.models.cache import LanguageModel
+from lmtutorial.models.lstm import LSTM
+from lmtutorial.tokenizers import BPETokenizer, CharTokenizer, Tokenizer, WordTokenizer, load_tokenizer
+from lmtutorial.train import TrainConfig, train
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 1 if training diverged, 2 for bad input, 130 after Ctrl-C."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    try:
+        command = _parse(arguments)
+        return _COMMANDS[type(command)](command)
+    except FloatingPointError as error:
+        return _fail(error, 1)
+    except (ValueError, OSError, DownloadError) as error:
+        return _fail(error, 2)
+    except KeyboardInterrupt:
+        print("lmtutorial: interrupted", file=sys.stderr)
+        return 130
+
+
+def _fail(error: Exception, code: int) -> int:
+    print(f"lmtutorial: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+def _parse(arguments: list[str]) -> Train | Evaluate | Generate | Corpora:
+    """The command; with `train --resume FOLDER`, the flags that the run began with are the defaults."""
+    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    before.add_argument("--resume", type=Path)
+    resume = before.parse_known_args(arguments)[0].resume
+    default = Train() if resume is None else stored(resume)
+    commands: Any = (
+        Annotated[Train, tyro.conf.subcommand("train", default=default)]
+        | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+        | Annotated[Generate, tyro.conf.subcommand("generate")]
+        | Annotated[Corpora, tyro.conf.subcommand("corpora")]
+    )
+    command: Train | Evaluate | Generate | Corpora = tyro.cli(
+        commands,
+        prog="lmtutorial",
+        description="Train small language models, measure them, and write with them.",
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    return command
+
+
+def _train(command: Train) -> int:
+    out, device = _folder(command), choose_device(command.device)
+    corpus = load_corpus(command.corpus)
+    if command.resume is None:
+        tokenizer = _tokenizer(command, corpus)
+    else:
+        tokenizer = load_tokenizer(command.resume / "tokenizer.json")
+    tokens = tokenizer.encode_array(corpus.text("train"))
+    held_out = _held_out(tokenizer.encode_array(corpus.text("validation")))
+    batches = StreamBatches(tokens, command.batch, command.time)
+    torch.manual_seed(command.training.seed)
+    model = LSTM(dataclasses.replace(command.lstm, vocab_size=tokenizer.vocab_size)).to(device)
+    parameters = sum(p.numel() for p in model.parameters())
+    print(
+        f"{corpus.name}: {len(tokens):,} tokens to train on, {len(held_out.tokens):,} to validate, "
+        f"{tokenizer.vocab_size:,} kinds ({tokenizer.kind}); LSTM of {parameters:,} parameters on {device}",
+        flush=True,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(out / "tokenizer.json")
+    store(command, out)
+    settings = command.training
+    with _bar(settings) as on_log:
+        history = train(model, batches, settings, validation=held_out, on_log=on_log, resume=command.resume)
+    print(f"stopped: {_WHY[history.stopped]}")
+    if history.stopped == "interrupted":
+        print(f"go on with:  lmtutorial train --resume {shlex.quote(str(out))}")
+        return 130
+    best = load_model(find_checkpoint(out, "best", "last"), device)
+    print(f"validation: {_describe(evaluate(best, held_out, token_bytes=tokenizer.token_bytes))}")
+    print(f"write with it:  lmtutorial generate --checkpoint {shlex.quote(str(out))}")
+    return 0
+
+
+def _folder(command: Train) -> Path:
+    """Where the run goes, if it may."""
+    out = command.training.out
+    if out is None:
+        raise ValueError("out is None; give a folder to keep the model in, for example --out runs/demo")
+    if command.resume is None and not command.overwrite and (out / "last.safetensors").exists():
+        raise ValueError(
+            f"{out} holds a run already; go on with it (--resume {shlex.quote(str(out))}), replace it "
+            "(--overwrite), or choose another folder (--out)"
+        )
+    return out
+
+
+_WHY = {
+    "steps": "all steps are done (--steps)",
+    "time": "the time is up (--max-seconds)",
+    "patience": "the validation loss no longer falls (--patience)",
+    "interrupted": "Ctrl-C; all is saved",
+    "": "nothing was left to do; more --steps or --max-seconds would go on",
+}
+
+
+def _evaluate(command: Evaluate) -> int:
+    path, model, tokenizer = _load(command.checkpoint, command.device)
+    corpus = load_corpus(stored(path.parent).corpus if command.corpus is None else command.corpus)
+    tokens = tokenizer.encode_array(corpus.text(command.split))
+    result = evaluate(model, _held_out(tokens), token_bytes=tokenizer.token_bytes)
+    print(f"{corpus.name}, {command.split}: {_describe(result)}")
+    return 0
+
+
+def _generate(command: Generate) -> int:
+    if command.samples < 1:
+        raise ValueError(f"samples is {command.samples}; it must be at least 1")
+    _, model, tokenizer = _load(command.checkpoint, command.device)
+    prompt = tokenizer.encode(command.prompt)
+    options = {
+        name: getattr(command, name)
+        for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+    }
+    texts = sample(model, [prompt] * command.samples, command.max_new_tokens, eos=tokenizer.eos, **options)
+    for number, text in enumerate(texts):
+        print("-" * 72 if number else "", end="\n" if number else "")
+        print((command.prompt + tokenizer.decode(text.tokens)).strip("\n"))
+    return 0
+
+
+def _corpora(command: Corpora) -> int:
+    for info in list_corpora():
+        where = "here" if info.present else f"{info.bytes / 1e6:.1f} MB to fetch"
+        use = "" if info.loadable else "  (files only)"
+        print(f"{info.name:18} {where:18} {info.license}\n    {info.description}{use}")
+    return 0
+
+
+def _tokenizer(command: Train, corpus: Corpus) -> Tokenizer:
+    """Learned from the training text alone."""
+    text, size = corpus.text("train"), command.lstm.vocab_size
+    if command.tokenizer == "char":
+        return CharTokenizer.train(text, unk=True)  # the held-out text may use others
+    if command.tokenizer == "bpe":
+        return BPETokenizer.train(text, vocab_size=size)
+    style = "wikitext" if corpus.name == "wikitext-2" else "plain"
+    return WordTokenizer.train(text, vocab_size=size, style=style)
+
+
+def _held_out(tokens: npt.NDArray[np.unsignedinteger[Any]]) -> StreamBatches:
+    """A text to be measured on: few streams, so that few tokens have lost what came before them."""
+    return StreamBatches(tokens, batch=8, time=256)
+
+
+def _load(checkpoint: Path, device: str) -> tuple[Path, LanguageModel, Tokenizer]:
+    """The checkpoint's path, its model, and the tokenizer beside it."""
+    path = find_checkpoint(checkpoint, "best", "last")
+    beside = path.parent / "tokenizer.json"
+    if not beside.is_file():
+        raise FileNotFoundError(f"there is no tokenizer beside {path}: {beside} is missing")
+    return path, load_model(path, choose_device(device)), load_tokenizer(beside)
+
+
+def _describe(result: Evaluation) -> str:
+    return (
+        f"loss {result.loss:.3f} nats per token, perplexity {result.perplexity:.2f}, "
+        f"{result.bits_per_byte:.3f} bits per byte ({result.tokens:,} tokens, {result.bytes:,} bytes)"
+    )
+
+
+@contextmanager
+def _bar(config: TrainConfig) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A progress bar, off when the output is no terminal, and a line at each look at the validation text."""
+    with tqdm(total=100, disable=None, bar_format="{l_bar}{bar}| {elapsed}{postfix}") as bar:
+
+        def on_log(row: dict[str, Any]) -> None:
+            shares = [row["step"] / (config.steps or np.inf), row["seconds"] / (config.max_seconds or np.inf)]
+            bar.update(min(100.0, 100 * max(shares)) - bar.n)
+            bar.set_postfix_str(f"loss {row['train_loss']:.3f}, {row['tokens_per_second']:,.0f} tokens/s")
+            if row["validation_loss"] is not None:
+                bar.write(
+                    f"step {row['step']:6,}  {row['seconds']:5.0f} s  training loss {row['train_loss']:.3f}  "
+                    f"validation loss {row['validation_loss']:.3f}"
+                )
+
+        yield on_log
+
+
+_COMMANDS: dict[type[Any], Callable[[Any], int]] = {
+    Train: _train,
+    Evaluate: _evaluate,
+    Generate: _generate,
+    Corpora: _corpora,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
