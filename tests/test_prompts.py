@@ -93,6 +93,16 @@ def test_a_model_that_fails_is_left_in_the_mode_it_was():
     assert all(module.training for module in model.modules())
 
 
+def test_nothing_is_recorded_for_gradients():
+    class Watched(HistoryModel):
+        def __call__(self, tokens, cache=None):
+            assert not torch.is_grad_enabled()
+            assert torch.is_inference_mode_enabled()
+            return super().__call__(tokens, cache)
+
+    assert len(greedy(Watched(), [[1]], 3)[0].tokens) == len(list(stream(Watched(), [1], 3))) == 3
+
+
 def test_training_goes_on_after_sampling():
     model = random_lstm().train()
     sample(model, [[1]], 3)

@@ -20,7 +20,9 @@ DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 def random_lstm(seed=0, device="cpu", **config):
     torch.manual_seed(seed)
-    model = LSTM(LSTMConfig(VOCAB, width=8, layers=2, **config)).to(device).eval()
+    model = (
+        LSTM(LSTMConfig(VOCAB, width=8, layers=2, **config)).to(device, torch.float64).eval()
+    )  # no near-ties
     with torch.no_grad():
         model.head.weight.mul_(8)  # an untrained model is almost uniform: nothing that it reads would matter
     return model

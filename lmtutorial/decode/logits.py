@@ -87,14 +87,14 @@ class Filters:
     def probs(self, logits: Tensor, seen: Tensor | None = None) -> Tensor:
         """The distribution to draw from; see `to_probs`."""
         if self.greedy:
-            best = self.penalized(logits, seen).argmax(-1, keepdim=True)
+            best = _argmax(self.penalized(logits, seen)).unsqueeze(-1)
             return torch.zeros_like(logits, dtype=_precise(logits).dtype).scatter_(-1, best, 1.0)
         return self.filtered(logits, seen).softmax(-1)
 
     def choose(self, logits: Tensor, uniforms: Tensor | None, seen: Tensor | None = None) -> Tensor:
         """`draw(self.probs(logits, seen), uniforms)`, without forming a point mass where it is one."""
         if self.greedy:
-            return self.penalized(logits, seen).argmax(-1)
+            return _argmax(self.penalized(logits, seen))
         assert uniforms is not None
         return draw(self.probs(logits, seen), uniforms)
 
@@ -157,8 +157,9 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     tensor([0.5000, 0.3000, 0.0000])
     """
     rising = _sort(logits)
-    dropped = rising.softmax(-1).cumsum(-1) <= 1 - p
-    cut = rising.gather(-1, dropped[..., :-1].sum(-1, keepdim=True))
+    cumulative = rising.softmax(-1).cumsum(-1)
+    dropped = torch.searchsorted(cumulative, torch.full_like(cumulative[..., :1], 1 - p), right=True)
+    cut = rising.gather(-1, dropped.clamp_(max=logits.shape[-1] - 1))
     return logits.masked_fill(logits < cut, -math.inf)
 
 
@@ -192,11 +193,21 @@ def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
     return tokens.clamp_(max=probs.shape[-1] - 1)  # out of range only where probs are NaN
 
 
+# On a CPU numpy sorts 20 times faster than torch (which sorts ids too) and finds a maximum 10 times faster.
+
+
 def _sort(logits: Tensor) -> Tensor:
-    """Values in rising order. On the CPU numpy sorts them 20 times faster than torch, which sorts ids too."""
+    """Values in rising order."""
     if logits.device.type == "cpu":
         return torch.from_numpy(np.sort(logits.detach().numpy(), axis=-1))
     return logits.sort(-1).values
+
+
+def _argmax(logits: Tensor) -> Tensor:
+    """The id of the largest logit, the first of them where several tie."""
+    if logits.device.type == "cpu":
+        return torch.as_tensor(logits.detach().numpy().argmax(-1))
+    return logits.argmax(-1)
 
 
 def _precise(logits: Tensor) -> Tensor:
