@@ -89,6 +89,12 @@ def test_other_spacing_is_normalized_to_tokenized_lines(text):
     assert tokenizer.decode(tokenizer.encode(text)) == "".join(parts[:-1])
 
 
+def test_tokenized_text_always_has_the_line_end_and_unk_once():
+    tokenizer = WordTokenizer.train("a a b <unk> <unk> <unk>", 3, style="wikitext")
+    assert (tokenizer.words, tokenizer.eos, tokenizer.specials) == (["\n", "a"], 0, {"<unk>": 2})
+    assert tokenizer.encode(" a b <unk> \n") == [1, 2, 2, 0]
+
+
 @needs_wikitext
 def test_wikitext_has_the_tokens_that_the_literature_counts():
     path = Path(os.environ["LMTUTORIAL_DATA"], "wikitext-2/train.txt.gz")
