@@ -20,10 +20,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from lmtutorial.download import DownloadError
-from lmtutorial.registry import Entry, did_you_mean, lookup, registry
-from lmtutorial.storage import fetch, files, is_present
-from lmtutorial.textfile import cut_near, read_utf8
+from lmtutorial.files.download import DownloadError
+from lmtutorial.files.registry import Entry, did_you_mean, lookup, registry
+from lmtutorial.files.storage import fetch, files, is_present
+from lmtutorial.files.text import cut_near, read_utf8
 
 __all__ = [
     "Corpus",

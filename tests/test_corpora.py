@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmtutorial.corpora import Corpus, Document, DownloadError, fetch, list_corpora, load_corpus
-from lmtutorial.registry import lookup, registry
+from lmtutorial.files.registry import lookup, registry
 
 SPLITS = ("train", "validation", "test")
 

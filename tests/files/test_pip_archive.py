@@ -9,9 +9,9 @@ import tarfile
 
 import pytest
 
-from lmtutorial.download import DownloadError, is_intact
-from lmtutorial.pip_archive import pip_download
-from lmtutorial.registry import DataFile
+from lmtutorial.files.download import DownloadError, is_intact
+from lmtutorial.files.pip_archive import pip_download
+from lmtutorial.files.registry import DataFile
 
 SETUP = "import pathlib; pathlib.Path({marker!r}).touch(); raise SystemExit('setup.py was run')"
 

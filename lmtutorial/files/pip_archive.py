@@ -15,8 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from lmtutorial.download import DownloadError, full_disk_explained, write_in_place
-from lmtutorial.registry import DataFile
+from lmtutorial.files.download import DownloadError, full_disk_explained, write_in_place
+from lmtutorial.files.registry import DataFile
 
 _BACKEND = """
 import pathlib

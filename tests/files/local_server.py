@@ -4,7 +4,7 @@ import hashlib
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from lmtutorial.registry import DataFile
+from lmtutorial.files.registry import DataFile
 
 CONTENT = bytes(range(256)) * 1200  # 307,200 bytes: several reads
 

@@ -24,7 +24,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from lmtutorial import __version__
-from lmtutorial.registry import DataFile
+from lmtutorial.files.registry import DataFile
 
 if TYPE_CHECKING:
     from tqdm import tqdm

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from local_server import CONTENT, Server
 
-from lmtutorial import download as module
-from lmtutorial.download import DownloadError, download, is_intact, write_in_place
-from lmtutorial.registry import DataFile
+from lmtutorial.files import download as module
+from lmtutorial.files.download import DownloadError, download, is_intact, write_in_place
+from lmtutorial.files.registry import DataFile
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ import warnings
 import zlib
 from pathlib import Path
 
-from lmtutorial.download import DownloadError, download, full_disk_explained, is_intact, write_in_place
-from lmtutorial.pip_archive import pip_download
-from lmtutorial.registry import DataFile, Entry, lookup
+from lmtutorial.files.download import DownloadError, download, full_disk_explained, is_intact, write_in_place
+from lmtutorial.files.pip_archive import pip_download
+from lmtutorial.files.registry import DataFile, Entry, lookup
 
 
 def fetch(name: str) -> Path:

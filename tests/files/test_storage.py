@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from local_server import CONTENT, Server
 
-from lmtutorial import registry as registry_module
-from lmtutorial import storage
-from lmtutorial.download import DownloadError, is_intact
-from lmtutorial.registry import Entry, lookup
-from lmtutorial.storage import cache_dir, fetch, files, is_present
+from lmtutorial.files import registry as registry_module
+from lmtutorial.files import storage
+from lmtutorial.files.download import DownloadError, is_intact
+from lmtutorial.files.registry import Entry, lookup
+from lmtutorial.files.storage import cache_dir, fetch, files, is_present
 
 
 @pytest.fixture
@@ -196,8 +196,9 @@ def test_a_read_only_cache_that_has_the_file_is_good_enough(home, toy, monkeypat
 def test_two_processes_at_once_both_get_the_file(home, toy):
     file = toy.file()
     program = (
-        "import sys; from pathlib import Path; from lmtutorial.registry import DataFile;"
-        "from lmtutorial.download import download; f = DataFile('file.txt', int(sys.argv[2]), *sys.argv[3:]);"
+        "import sys; from pathlib import Path; from lmtutorial.files.registry import DataFile;"
+        "from lmtutorial.files.download import download; \n"
+        "f = DataFile('file.txt', int(sys.argv[2]), *sys.argv[3:]);"
         "download(f, Path(sys.argv[1]))"
     )
     arguments = [str(home / "file.txt"), str(file.size), file.sha256, file.url]

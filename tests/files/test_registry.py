@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from lmtutorial.registry import registry
-from lmtutorial.storage import _given
+from lmtutorial.files.registry import registry
+from lmtutorial.files.storage import _given
 
 
 def test_every_file_of_the_registry_has_a_hash_a_size_and_one_source_pinned():
