@@ -1,0 +1,170 @@
+"""The landing page's figure and samples, from one real training run: python tools/landing.py
+
+Trains the LSTM of `lmtutorial train` on Shakespeare for a fixed number of updates, measures it on plays
+that it never saw, and lets it write from the same prompt and seed at three moments. Writes in book/_static:
+landing-light.png, landing-dark.png, landing.txt (included by the page) and landing.json (the numbers).
+"""
+
+import json
+import math
+import platform
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import torch
+
+from lmtutorial import plots
+from lmtutorial.batches import StreamBatches
+from lmtutorial.commands import Train
+from lmtutorial.corpora import load_corpus
+from lmtutorial.decode.sampling import sample
+from lmtutorial.metrics import evaluate
+from lmtutorial.models.lstm import LSTM
+from lmtutorial.models.ngram import NGram
+from lmtutorial.tokenizers import BPETokenizer, Tokenizer
+from lmtutorial.train import train
+
+STATIC = Path(__file__).resolve().parent.parent / "book" / "_static"
+STEPS = 1500
+MEASURED = 60_000  # tokens of the unseen plays, for the curve and for the n-gram model alike
+MOMENTS = (0, 100, STEPS)
+PROMPT, SEED, TOKENS = "KING.\n", 4, 48
+DARK = {
+    "figure.facecolor": "#12171d",
+    "savefig.facecolor": "#12171d",
+    "axes.facecolor": "#12171d",
+    "axes.edgecolor": "#8b949e",
+    "axes.labelcolor": "#e6edf3",
+    "axes.titlecolor": "#e6edf3",
+    "grid.color": "#2b333c",
+    "text.color": "#e6edf3",
+    "xtick.color": "#c3ccd5",
+    "ytick.color": "#c3ccd5",
+}
+
+
+def run() -> dict[str, Any]:
+    """Train, measure, and write; everything that the page says, as numbers and texts."""
+    defaults = Train()
+    corpus = load_corpus(defaults.corpus)
+    tokenizer = BPETokenizer.train(corpus.text("train"), vocab_size=defaults.lstm.vocab_size)
+    tokens, held_out = (tokenizer.encode_array(corpus.text(split)) for split in ("train", "validation"))
+    held_out = held_out[:MEASURED]
+    validation = StreamBatches(held_out, batch=8, time=256)
+    scale = len(held_out) / (math.log(2) * int(tokenizer.token_bytes[held_out].sum()))
+
+    torch.manual_seed(0)
+    model = LSTM(replace(defaults.lstm, vocab_size=tokenizer.vocab_size))
+    samples = {0: write(model, tokenizer)}
+    curve = [(0, 0.0, evaluate(model, validation).loss * scale)]
+
+    def look(row: dict[str, Any]) -> None:
+        if row["validation_loss"] is not None:
+            curve.append((row["step"], row["seconds"], row["validation_loss"] * scale))
+        if row["step"] in MOMENTS:
+            samples[row["step"]] = write(model, tokenizer)
+
+    settings = replace(
+        defaults.training, steps=STEPS, max_seconds=None, eval_every=100, log_every=100, out=None
+    )
+    batches = StreamBatches(tokens, defaults.batch, defaults.time)
+    began = time.perf_counter()
+    train(model, batches, settings, validation=validation, on_log=look)
+    seconds = time.perf_counter() - began
+    orders = {order: ngram_bits(tokens, held_out, order, tokenizer, scale) for order in (3, 4, 5)}
+    best = min(orders, key=orders.__getitem__)
+    return {
+        "curve": curve,
+        "samples": samples,
+        "ngram": {"order": best, "bits_per_byte": orders[best]},
+        "seconds_with_measuring": seconds,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+    }
+
+
+def ngram_bits(tokens: Any, held_out: Any, order: int, tokenizer: Tokenizer, scale: float) -> float:
+    """Bits per byte of the n-gram model of that order, on the same tokens."""
+    return float(np.mean(NGram.train(tokens, order, tokenizer.vocab_size).score(held_out))) * scale
+
+
+def write(model: LSTM, tokenizer: Tokenizer) -> str:
+    """What the model writes now, from the same prompt and seed each time."""
+    prompt = tokenizer.encode(PROMPT)
+    generated = sample(model, [prompt], TOKENS, temperature=0.7, seed=SEED)[0]
+    return PROMPT + tokenizer.decode(generated.tokens)
+
+
+def draw(result: dict[str, Any], name: str, look: dict[str, str]) -> None:
+    """The learning curve against the n-gram model, as a picture for pages of one brightness."""
+    plots.style()
+    with mpl.rc_context(look):
+        figure, ax = plots.axes(
+            x="updates of the weights", y="bits per byte of unseen plays", size=(6.4, 3.3)
+        )
+        mpl.rcParams.update(look)
+        steps, _, bits = zip(*result["curve"], strict=True)
+        blue = "#7cc4f0" if look else plots.BLUE
+        ax.plot(steps, bits, color=blue, linestyle="-", linewidth=3)
+        ax.annotate(
+            f"LSTM {bits[-1]:.2f}", (steps[-1], bits[-1]), (0, 9), textcoords="offset points", ha="right"
+        )
+        rival = result["ngram"]
+        ax.axhline(rival["bits_per_byte"], color=plots.ORANGE, linestyle="--", linewidth=2.2)
+        text = f"{rival['order']}-gram model {rival['bits_per_byte']:.2f}"
+        ax.annotate(text, (steps[-1], rival["bits_per_byte"]), (0, 7), textcoords="offset points", ha="right")
+        ax.set_ylim(1.5, 4.5)
+        (STATIC / f"landing-{name}.png").write_bytes(plots.png(figure))
+
+
+def page(result: dict[str, Any]) -> str:
+    """The part of the landing page that shows the run."""
+    steps, seconds, bits = result["curve"][-1]
+    rival = result["ngram"]
+    at = {step: when for step, when, _ in result["curve"]}
+    alt = (
+        f"Line chart: bits per byte of unseen plays by updates of the weights. The LSTM falls from "
+        f"{result['curve'][0][2]:.2f} to {bits:.2f} in {steps:,} updates and crosses the dashed line of the "
+        f"{rival['order']}-gram model at {rival['bits_per_byte']:.2f}."
+    )
+    better = "better than" if bits < rival["bits_per_byte"] else "not yet as well as"
+    cards = []
+    for step, text in result["samples"].items():
+        title = "Before training" if step == 0 else f"After {step:,} updates, {at[step]:.0f} seconds"
+        lines = "\n".join(line.rstrip() for line in text.strip().split("\n"))
+        cards.append(f":::{{grid-item-card}} {title}\n```text\n{lines}\n```\n:::\n")
+    return "\n".join(
+        [
+            f"```{{image}} _static/landing-light.png\n:alt: {alt}\n:class: only-light\n```",
+            f"```{{image}} _static/landing-dark.png\n:alt: {alt}\n:class: only-dark\n```",
+            "",
+            f"One run of the book's LSTM on Shakespeare, on {result['threads']} processor cores. After "
+            f"{seconds:.0f} seconds it predicts plays that it has never seen {better} the best counting "
+            "model of the same pieces of words. Along the way it wrote, from the same prompt each time:",
+            "",
+            "::::{grid} 1 1 3 3\n:gutter: 2\n:class-container: samples\n",
+            *cards,
+            "::::",
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    """Run once, and write all four files."""
+    result = run()
+    (STATIC / "landing.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (STATIC / "landing.txt").write_text(page(result), encoding="utf-8")
+    draw(result, "light", {})
+    draw(result, "dark", DARK)
+    print(json.dumps({key: result[key] for key in ("ngram", "seconds_with_measuring")}), result["curve"][-1])
+    print("\n---\n".join(result["samples"].values()))
+
+
+if __name__ == "__main__":
+    main()
