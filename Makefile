@@ -60,7 +60,8 @@ notebooks: data ## run every chapter and store what changed
 	$(PY) tools/notebooks.py
 
 demo: data ## train an LSTM on Shakespeare for about a minute; it writes three passages
-	$(PY) -m lmtutorial.cli demo
+	$(PY) -m lmtutorial.cli train --overwrite
+	$(PY) -m lmtutorial.cli generate
 
 serve: $(READY) ## serve the built site on this machine
 	@test -f $(SITE)/index.html || $(MAKE) book
