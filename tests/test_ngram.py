@@ -15,7 +15,7 @@ from lmtutorial.decode.sampling import greedy
 from lmtutorial.metrics import evaluate
 from lmtutorial.models.ngram import NGram
 from lmtutorial.models.ngram_counts import count_ngrams
-from lmtutorial.models.ngram_discounts import estimate_discounts
+from lmtutorial.models.ngram_discounts import _linear_terms, estimate_discounts
 
 SMOOTHINGS = ["kneser-ney", "absolute", "none"]
 START = "start"
@@ -222,6 +222,20 @@ def test_estimated_discounts_grow_with_the_count_and_stay_above_zero_and_below_i
     assert one < 1
     assert two < 2
     assert more < 3
+
+
+@given(corpus=corpora(), seed=st.integers(0, 2**31))
+def test_the_linear_form_in_which_discounts_are_fitted_is_the_score(corpus, seed):
+    text, order, vocab_size = corpus
+    discounts = np.random.default_rng(seed).uniform(0.05, 0.95, (order, 3)) * [1, 2, 3]
+    model = NGram(vocab_size, count_ngrams(np.array(text), order, vocab_size), "kneser-ney", discounts)
+    new = random_tokens(vocab_size, (20,), seed).numpy()
+    probs = np.full(20, 1 / vocab_size)
+    for match, row in zip(model._matches(new), torch.from_numpy(discounts), strict=True):
+        term = _linear_terms(*match)
+        reserve, taken = ((part @ row).numpy() for part in (term.reserve, term.taken))
+        probs = (reserve + term.unseen.numpy()) * probs + term.share.numpy() - taken
+    np.testing.assert_allclose(-np.log(probs), model.score(new), rtol=1e-9)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
