@@ -235,7 +235,7 @@ def test_the_linear_form_in_which_discounts_are_fitted_is_the_score(corpus, seed
         term = _linear_terms(*match)
         reserve, taken = ((part @ row).numpy() for part in (term.reserve, term.taken))
         probs = (reserve + term.unseen.numpy()) * probs + term.share.numpy() - taken
-    np.testing.assert_allclose(-np.log(probs), model.score(new), rtol=1e-9)
+    np.testing.assert_allclose(probs, np.exp(-model.score(new)), rtol=1e-9)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
