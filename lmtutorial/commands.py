@@ -12,8 +12,10 @@ from lmtutorial.corpora import list_corpora
 from lmtutorial.models.lstm import LSTMConfig
 from lmtutorial.train import TrainConfig
 
-MODEL = LSTMConfig(vocab_size=2000, width=384)
-TRAINING = TrainConfig(steps=None, max_seconds=60.0, eval_every=500, out=Path("runs/demo"))
+MODEL = LSTMConfig(vocab_size=2000, width=256)
+TRAINING = TrainConfig(
+    steps=None, max_seconds=60.0, learning_rate=8e-3, eval_every=1000, out=Path("runs/demo")
+)
 
 
 @dataclass(frozen=True)

@@ -95,11 +95,16 @@ def test_the_loop_is_plain_training_written_out(carry):
     torch.testing.assert_close(weights(model), weights(reference), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("make", [streams, windows])
-@pytest.mark.parametrize("stop", [1, 5, 7, 9])
-def test_ten_steps_are_some_and_a_resume_bit_for_bit(tmp_path, make, stop):
+@pytest.mark.parametrize(
+    ("make", "stop", "precision"),
+    [(streams, stop, "float32") for stop in (1, 5, 7, 9)]
+    + [(windows, 5, "float32"), (windows, 7, "float32"), (streams, 5, "bfloat16")],
+)
+def test_ten_steps_are_some_and_a_resume_bit_for_bit(tmp_path, make, stop, precision):
     """With dropout, a carried state, an epoch's end at step 7, and rows that straddle the seam."""
-    config = TrainConfig(steps=10, warmup=3, log_every=3, eval_every=4, out=tmp_path / "whole")
+    config = TrainConfig(
+        steps=10, warmup=3, log_every=3, eval_every=4, precision=precision, out=tmp_path / "whole"
+    )
     whole, model = lstm(), lstm()
     expected = train(whole, make(), config, validation=held_out())
 
