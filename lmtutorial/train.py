@@ -67,6 +67,8 @@ class TrainConfig:
     """Where the random numbers of the run (dropout) start."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.out, str):
+            object.__setattr__(self, "out", Path(self.out))  # how a frozen dataclass sets a field of its own
         if self.steps is None and self.max_seconds is None:
             raise ValueError("steps and max_seconds are both None; one of them must say when to stop")
         for name in ("steps", "patience", "eval_every", "log_every", "save_every"):

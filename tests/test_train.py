@@ -396,7 +396,7 @@ def test_training_neither_reads_nor_moves_the_random_numbers_of_its_caller():
 
 
 def test_a_new_run_in_an_old_folder_leaves_no_old_checkpoint(tmp_path):
-    config = TrainConfig(steps=4, eval_every=2, out=tmp_path)
+    config = TrainConfig(steps=4, eval_every=2, out=str(tmp_path))
     train(lstm(), streams(), config, validation=held_out())
     train(lstm(), streams(), config)
     assert not (tmp_path / "best.safetensors").exists()
