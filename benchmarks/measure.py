@@ -50,6 +50,7 @@ def record(row: dict[str, object], path: str | os.PathLike[str] = RESULTS) -> di
         "ratio": None,
         **row,
         "machine": machine(),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,  # of others too
         "python": platform.python_version(),
         "torch": importlib.metadata.version("torch"),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -57,7 +57,11 @@ def spaced_words(text: str) -> list[str]:
     >>> spaced_words(" the role @-@ playing game . \n")
     ['the', 'role', '@-@', 'playing', 'game', '.', '\n']
     """
-    return re.findall(r"\S+|\n", text)
+    words: list[str] = []
+    for line in text.split("\n"):
+        words += line.split()
+        words.append("\n")
+    return words[:-1]
 
 
 def chunks(text: str, size: int = 1 << 15) -> Iterator[str]:
