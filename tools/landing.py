@@ -8,7 +8,6 @@ landing-light.png, landing-dark.png, landing.txt (included by the page) and land
 import json
 import math
 import platform
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,11 +59,11 @@ def run() -> dict[str, Any]:
     torch.manual_seed(0)
     model = LSTM(replace(defaults.lstm, vocab_size=tokenizer.vocab_size))
     samples = {0: write(model, tokenizer)}
-    curve = [(0, 0.0, evaluate(model, validation).loss * scale)]
+    curve = [(0, evaluate(model, validation).loss * scale)]
 
     def look(row: dict[str, Any]) -> None:
         if row["validation_loss"] is not None:
-            curve.append((row["step"], row["seconds"], row["validation_loss"] * scale))
+            curve.append((row["step"], row["validation_loss"] * scale))
         if row["step"] in MOMENTS:
             samples[row["step"]] = write(model, tokenizer)
 
@@ -72,16 +71,13 @@ def run() -> dict[str, Any]:
         defaults.training, steps=STEPS, max_seconds=None, eval_every=100, log_every=100, out=None
     )
     batches = StreamBatches(tokens, defaults.batch, defaults.time)
-    began = time.perf_counter()
     train(model, batches, settings, validation=validation, on_log=look)
-    seconds = time.perf_counter() - began
     orders = {order: ngram_bits(tokens, held_out, order, tokenizer, scale) for order in (3, 4, 5)}
     best = min(orders, key=orders.__getitem__)
     return {
         "curve": curve,
         "samples": samples,
         "ngram": {"order": best, "bits_per_byte": orders[best]},
-        "seconds_with_measuring": seconds,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
@@ -108,7 +104,7 @@ def draw(result: dict[str, Any], name: str, look: dict[str, str]) -> None:
             x="updates of the weights", y="bits per byte of unseen plays", size=(6.4, 3.3)
         )
         mpl.rcParams.update(look)
-        steps, _, bits = zip(*result["curve"], strict=True)
+        steps, bits = zip(*result["curve"], strict=True)
         blue = "#7cc4f0" if look else plots.BLUE
         ax.plot(steps, bits, color=blue, linestyle="-", linewidth=3)
         ax.annotate(
@@ -124,18 +120,17 @@ def draw(result: dict[str, Any], name: str, look: dict[str, str]) -> None:
 
 def page(result: dict[str, Any]) -> str:
     """The part of the landing page that shows the run."""
-    steps, seconds, bits = result["curve"][-1]
+    steps, bits = result["curve"][-1]
     rival = result["ngram"]
-    at = {step: when for step, when, _ in result["curve"]}
     alt = (
         f"Line chart: bits per byte of unseen plays by updates of the weights. The LSTM falls from "
-        f"{result['curve'][0][2]:.2f} to {bits:.2f} in {steps:,} updates and crosses the dashed line of the "
+        f"{result['curve'][0][1]:.2f} to {bits:.2f} in {steps:,} updates and crosses the dashed line of the "
         f"{rival['order']}-gram model at {rival['bits_per_byte']:.2f}."
     )
     better = "better than" if bits < rival["bits_per_byte"] else "not yet as well as"
     cards = []
     for step, text in result["samples"].items():
-        title = "Before training" if step == 0 else f"After {step:,} updates, {at[step]:.0f} seconds"
+        title = "Before training" if step == 0 else f"After {step:,} updates"
         lines = "\n".join(line.rstrip() for line in text.strip().split("\n"))
         cards.append(f":::{{grid-item-card}} {title}\n```text\n{lines}\n```\n:::\n")
     return "\n".join(
@@ -143,9 +138,9 @@ def page(result: dict[str, Any]) -> str:
             f"```{{image}} _static/landing-light.png\n:alt: {alt}\n:class: only-light\n```",
             f"```{{image}} _static/landing-dark.png\n:alt: {alt}\n:class: only-dark\n```",
             "",
-            f"One run of the book's LSTM on Shakespeare, on {result['threads']} processor cores. After "
-            f"{seconds:.0f} seconds it predicts plays that it has never seen {better} the best counting "
-            "model of the same pieces of words. Along the way it wrote, from the same prompt each time:",
+            f"One run of the book's LSTM on Shakespeare. After {steps:,} updates it predicts plays that it "
+            f"has never seen {better} the best counting model of the same pieces of words. Along the way it "
+            "wrote, from the same prompt each time:",
             "",
             "::::{grid} 1 1 3 3\n:gutter: 2\n:class-container: samples\n",
             *cards,
@@ -162,7 +157,7 @@ def main() -> None:
     (STATIC / "landing.txt").write_text(page(result), encoding="utf-8")
     draw(result, "light", {})
     draw(result, "dark", DARK)
-    print(json.dumps({key: result[key] for key in ("ngram", "seconds_with_measuring")}), result["curve"][-1])
+    print(result["ngram"], result["curve"][-1])
     print("\n---\n".join(result["samples"].values()))
 
 

@@ -23,6 +23,8 @@ def plain_docstring(
     app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
     """Read a docstring as plain text with `code`: no other character in it is markup."""
+    if lines and lines[0].startswith("Alias for field number"):  # what Python says of a NamedTuple's field
+        lines.clear()
     lines[:] = _plain(lines)
 
 
