@@ -7,7 +7,7 @@ target exactly once an epoch, in batches of one shape, and can say where they ar
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,8 @@ IGNORE = -100
 """The target where there is nothing to predict: padding at the end of a stream."""
 
 Tokens = Sequence[int] | npt.NDArray[np.integer[Any]] | Tensor
+Ids = npt.NDArray[np.int64]
+Spans = tuple[Ids, Ids]
 
 
 class Batch(NamedTuple):
@@ -56,22 +58,21 @@ class _Batches(ABC):
         """Batches in an epoch."""
 
     @abstractmethod
-    def _spans(self) -> npt.NDArray[np.int64]:
-        """(batches, batch, 2): where in the tokens each row of each batch of this epoch begins and ends."""
+    def _spans(self) -> Callable[[int], Spans]:
+        """This epoch's order: from the number of a batch to where in the tokens its rows begin and end."""
 
     def __iter__(self) -> Iterator[Batch]:
         """The rest of this epoch, from where it stands; then the next epoch is up."""
         spans = self._spans()
-        while self.position < len(spans):
-            span = spans[self.position]
+        while self.position < len(self):
+            begin_B, end_B = spans(self.position)
             self.position += 1  # before the yield, so that a state saved by the consumer counts this batch
-            yield self._gather(span, self.position > 1 if self._continuous else None)
+            yield self._gather(begin_B, end_B, self.position > 1 if self._continuous else None)
         self.epoch, self.position = self.epoch + 1, 0
 
-    def _gather(self, span_B2: npt.NDArray[np.int64], continues: bool | None) -> Batch:
-        start_B1, end_B1 = span_B2[:, :1], span_B2[:, 1:]
-        index_BT = start_B1 + np.arange(self.time)
-        there_BT = index_BT < end_B1
+    def _gather(self, begin_B: Ids, end_B: Ids, continues: bool | None) -> Batch:
+        index_BT = begin_B[:, None] + np.arange(self.time)
+        there_BT = index_BT < end_B[:, None]
         index_BT = np.where(there_BT, index_BT, 0)
         inputs = self.tokens[index_BT].astype(np.int64)
         targets = np.where(there_BT, self.tokens[index_BT + 1].astype(np.int64), IGNORE)
@@ -111,11 +112,10 @@ class StreamBatches(_Batches):
         """Batches in an epoch."""
         return -(-self._stream // self.time)
 
-    def _spans(self) -> npt.NDArray[np.int64]:
-        begin_1B = np.arange(self.batch)[None] * self._stream
-        end_1B = np.minimum(begin_1B + self._stream, len(self.tokens) - 1)
-        start_NB = begin_1B + np.arange(len(self))[:, None] * self.time
-        return np.stack([start_NB, np.broadcast_to(end_1B, start_NB.shape)], axis=-1)
+    def _spans(self) -> Callable[[int], Spans]:
+        stream_B = np.arange(self.batch) * self._stream
+        end_B = np.minimum(stream_B + self._stream, len(self.tokens) - 1)
+        return lambda position: (stream_B + position * self.time, end_B)
 
 
 class WindowBatches(_Batches):
@@ -135,16 +135,21 @@ class WindowBatches(_Batches):
         windows = 1 - (-(len(self.tokens) - 1) // self.time)
         return -(-windows // self.batch)
 
-    def _spans(self) -> npt.NDArray[np.int64]:
+    def _spans(self) -> Callable[[int], Spans]:
         rng = np.random.default_rng([self.seed, self.epoch])
         last = len(self.tokens) - 1
         shift = int(rng.integers(self.time))  # the first window holds the `shift` targets before the grid
-        edges = np.concatenate([[0], np.arange(shift, last, self.time), [last]]).clip(max=last)
-        spans = np.stack([edges[:-1], edges[1:]], axis=1)
-        spans = spans[rng.permutation(len(spans))]
-        missing = len(self) * self.batch - len(spans)
-        spans = np.concatenate([spans, np.zeros((missing, 2), dtype=spans.dtype)])  # rows without a target
-        return spans.reshape(len(self), self.batch, 2)
+        windows = 1 + max(0, -(-(last - shift) // self.time))
+        order = np.full(len(self) * self.batch, -1)  # -1: a row without a target
+        order[:windows] = rng.permutation(windows)
+
+        def spans(position: int) -> Spans:
+            window_B = order[position * self.batch : (position + 1) * self.batch]
+            begin_B = (shift + (window_B - 1) * self.time).clip(min=0)
+            end_B = (shift + window_B * self.time).clip(min=0, max=last)
+            return np.where(window_B < 0, last, begin_B), end_B
+
+        return spans
 
 
 def _as_array(tokens: Tokens) -> npt.NDArray[np.integer[Any]]:
