@@ -14,7 +14,7 @@ from lmtutorial.train import TrainConfig
 
 MODEL = LSTMConfig(vocab_size=2000, width=256)
 TRAINING = TrainConfig(
-    steps=None, max_seconds=60.0, learning_rate=8e-3, eval_every=1000, out=Path("runs/demo")
+    steps=None, max_seconds=60.0, learning_rate=1e-2, eval_every=500, out=Path("runs/demo")
 )
 
 
@@ -33,9 +33,9 @@ class Train:
     """The kind of model."""
     lstm: LSTMConfig = MODEL
     """The size of the model."""
-    batch: int = 16
+    batch: int = 32
     """How many places of the text to read side by side."""
-    time: int = 64
+    time: int = 32
     """How many tokens to read before each update."""
     training: TrainConfig = TRAINING
     """How to train it."""
