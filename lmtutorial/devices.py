@@ -12,7 +12,8 @@ from torch import Tensor
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 CPU_BFLOAT16_PAYS = 1_000_000
-"""Parameters from which a CPU with AMX trains in bfloat16: twice as fast. Below, results stay comparable."""
+"""Parameters from which a CPU that can trains in bfloat16: 1.4 to 2 times as fast. Below, float32 gives every
+machine the same results."""
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -44,8 +45,8 @@ def choose_precision(requested: Precision, device: torch.device, parameters: int
     """The type that matrix products are computed in; the weights themselves stay float32.
 
     "auto" is bfloat16 on CUDA devices from Ampere on (compute capability 8.0), float16 on Volta and Turing
-    (a T4 has fast float16 and no bfloat16; it needs loss scaling), bfloat16 on CPUs with matrix units for
-    it (AMX; without them it was measured three times slower) from `CPU_BFLOAT16_PAYS` parameters on, else
+    (a T4 has fast float16 and no bfloat16; it needs loss scaling), bfloat16 on CPUs with instructions for
+    it (without them it was measured three times slower) from `CPU_BFLOAT16_PAYS` parameters on, else
     float32.
 
     >>> choose_precision("auto", torch.device("cpu"), parameters=1000)
@@ -71,8 +72,9 @@ def choose_precision(requested: Precision, device: torch.device, parameters: int
 
 
 def cpu_multiplies_bfloat16() -> bool:
-    """Whether this CPU has matrix units for bfloat16 (AMX, on servers since 2023)."""
-    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+    """Whether this CPU multiplies bfloat16 itself: AMX (Intel, 2023) or AVX512-BF16 (AMD, 2022)."""
+    names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # some torch versions lack one
+    return any(getattr(torch.cpu, name, bool)() for name in names)
 
 
 @contextmanager
