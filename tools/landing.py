@@ -30,7 +30,7 @@ from lmtutorial.tokenizers import BPETokenizer, Tokenizer
 from lmtutorial.train import train
 
 STATIC = Path(__file__).resolve().parent.parent / "book" / "_static"
-STEPS = 1400
+STEPS = 2000
 MEASURED = 60_000  # tokens of the unseen plays, for the curve and for the n-gram model alike
 MOMENTS = (0, 100, STEPS)
 PROMPT, SEED, TOKENS = "KING.\n", 4, 48
