@@ -77,6 +77,7 @@ BREAKS = {
     ),
     "stripped outputs": (strip_outputs, "outputs were changed or stripped"),
     "changed picture": (change_picture, "outputs were changed"),
+    "doubled backslash": (add_text(r"$P(w \\mid h)$"), "a doubled backslash"),
     "removed fingerprint": (lambda n: n["metadata"].pop("lmtutorial"), "no fingerprint"),
     "directive": (add_text("```{note}\nLook.\n```"), "a MyST directive"),
     "colon fence": (add_text(":::{tip}\nLook.\n:::"), "MyST"),
