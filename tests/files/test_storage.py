@@ -124,6 +124,7 @@ def test_a_gzipped_copy_in_your_folder_is_unpacked_into_the_cache(home, toy, mon
 @pytest.mark.parametrize(
     "content",
     [gzip.compress(b"other"), gzip.compress(CONTENT)[:-9], b"no gzip at all", b"\x1f\x8b\x08" + bytes(40)],
+    ids=["another file", "cut short", "no gzip", "zeros"],  # not the bytes, which hold the time of day
 )
 def test_a_wrong_copy_in_your_folder_is_an_error_not_a_download(home, toy, monkeypatch, tmp_path, content):
     mine = tmp_path / "data" / "toyfolder"
