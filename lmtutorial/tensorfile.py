@@ -28,7 +28,7 @@ def write_tree(path: str | Path, tree: dict[str, Any]) -> Path:
     ...     read_tree(write_tree(f"{folder}/x.safetensors", {"a": [1, (torch.ones(2), None)]}))
     {'a': [1, (tensor([1., 1.]), None)]}
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save  # not save_file, whose own temporary files outlive a kill
 
     path = Path(path)
     tensors: dict[str, Tensor] = {}
@@ -36,7 +36,7 @@ def write_tree(path: str | Path, tree: dict[str, Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".partial")
     try:
-        save_file(tensors, beside, metadata)
+        beside.write_bytes(save(tensors, metadata))
         _flush(beside)
         os.replace(beside, path)
     except BaseException:
