@@ -8,7 +8,7 @@ PY := .venv/bin/python
 READY := .venv/ready
 SITE := book/_build/html
 PYTEST := $(PY) -m pytest -n $(JOBS) --dist loadfile
-BUILD := $(PY) -c 'from jupyter_book.cli.main import main; main()' build . --path-output book -W -n --keep-going -q
+BUILD := $(PY) -c 'from jupyter_book.cli.main import main; main()' build . --path-output book --all -W -n --keep-going -q
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help

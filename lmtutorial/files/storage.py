@@ -142,7 +142,7 @@ def _writable_cache(entry: Entry) -> Path:
     return _tried(folder, entry)
 
 
-_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST)
 
 
 def _tried(root: Path, entry: Entry) -> Path:
