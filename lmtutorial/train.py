@@ -140,13 +140,7 @@ def train(
         begin = time.perf_counter() - run.seconds
         model.train()
         for batch in _endless(batches):
-            rate = SCHEDULES[config.schedule](
-                run.step,
-                _expected_steps(config, run),
-                peak=config.learning_rate,
-                warmup=config.warmup,
-                floor=config.floor,
-            )
+            rate = _learning_rate(config, run)
             for group in optimizer.param_groups:
                 group["lr"] = rate
 
@@ -209,6 +203,17 @@ def _limit_reached(config: TrainConfig, run: Progress) -> str:
 def _out_of_patience(config: TrainConfig, run: Progress) -> str:
     out = config.patience is not None and run.history.looks_since_best() >= config.patience
     return "patience" if out else ""
+
+
+def _learning_rate(config: TrainConfig, run: Progress) -> float:
+    """Of the update that comes next."""
+    return SCHEDULES[config.schedule](
+        run.step,
+        _expected_steps(config, run),
+        peak=config.learning_rate,
+        warmup=config.warmup,
+        floor=config.floor,
+    )
 
 
 def _expected_steps(config: TrainConfig, run: Progress) -> float:

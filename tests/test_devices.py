@@ -28,6 +28,13 @@ def test_a_cpu_gets_bfloat16_where_it_has_it_and_the_model_is_large(able, monkey
     assert choose_precision("auto", CPU, large) == (torch.bfloat16 if able else torch.float32)
 
 
+@pytest.mark.parametrize("unit", ["_is_amx_tile_supported", "_is_avx512_bf16_supported", None])
+def test_either_kind_of_bfloat16_instructions_counts(unit, monkeypatch):
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda there=name == unit: there, raising=False)
+    assert devices.cpu_multiplies_bfloat16() == (unit is not None)
+
+
 @pytest.mark.parametrize("requested", ["float32", "bfloat16"])
 def test_what_is_asked_for_is_given(requested):
     assert choose_precision(requested, CPU, 1) == getattr(torch, requested)
