@@ -1,6 +1,6 @@
 """How the scale of fresh embeddings changes what an LSTM has learned after a given number of updates.
 
-The loss on unseen plays in nats per token, from the same seed and batches: the package's start, EMBEDDING_STD,
+The loss on unseen plays in nats per token, same seed and batches: the package's start (EMBEDDING_STD)
 against width**-0.5. No timing: the value is the loss, and the ratio is ours to the other's.
 """
 

@@ -1,4 +1,4 @@
-"""Training speed of the command line by how long waiting threads spin (GOMP_SPINCOUNT), cores idle or busy.
+"""Training speed of the command line by how long waiting threads spin (GOMP_SPINCOUNT).
 
 Fresh processes in turns, each training the default model for some seconds; the value is updates a second, the
 peer the OpenMP library's own default. `--busy` runs that many other programs that never rest. Linux only.
