@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-# Before torch is loaded: how long its threads spin before they sleep. With the default, 300,000 turns, training was
-# 17 times slower beside two busy programs, and a tenth faster alone: benchmarks/thread_waits.py.
+# Before torch is loaded: how long its threads spin before they sleep. With the default of 300,000 turns,
+# training was 17 times slower beside two busy programs, a tenth faster alone: benchmarks/thread_waits.py.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import numpy as np
