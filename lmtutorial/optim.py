@@ -1,96 +1,194 @@
-"""AdamW with its parameter groups, and learning-rate schedules as pure functions step -> rate."""
+"""Optimizers written to be read: SGD with momentum, Adam, AdamW and Muon."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
+from torch.optim import Optimizer
 
-Schedule = Callable[..., float]  # (step, steps, *, peak, warmup, floor) -> learning rate
+Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for an optimizer: what weight decay pulls toward zero, and what it leaves alone.
+class SGD(Optimizer):
+    """Stochastic gradient descent, with momentum: m <- mu m + g, then w <- w - lr m.
 
-    Matrices decay. Biases and gains do not: there are few of them and they set scales. Embeddings do not
-    either, nor the head tied to one: the row of a rare token would shrink at every step that does not meet it
-    (OLMo 2, 2024, section 3.3). A tensor shared by two modules is listed once.
+    Equal to `torch.optim.SGD`. Source: Robbins and Monro 1951; Polyak 1964 (momentum).
 
-    >>> groups = parameter_groups(nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 2)), weight_decay=0.1)
-    >>> [(group["weight_decay"], [tuple(p.shape) for p in group["params"]]) for group in groups]
-    [(0.1, [(2, 3)]), (0.0, [(5, 3), (2,)])]
+    >>> weight = torch.nn.Parameter(torch.tensor([1.0]))
+    >>> optimizer = SGD([weight], lr=0.1, momentum=0.9)
+    >>> for _ in range(2):
+    ...     weight.grad = torch.tensor([1.0])
+    ...     optimizer.step()
+    >>> weight.detach()  # 1 - 0.1 - 0.1 * 1.9
+    tensor([0.7100])
     """
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    trained = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in trained if p.dim() >= 2 and id(p) not in embeddings]
-    chosen = {id(p) for p in decayed}
-    rest = [p for p in trained if id(p) not in chosen]
+
+    def __init__(self, params: Parameters, lr: float, momentum: float = 0.0) -> None:
+        check_settings(lr=lr, momentum=momentum)
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        """Move every parameter that has a gradient."""
+        for group, p, grad, state in _with_gradients(self):
+            m = state.setdefault("momentum_buffer", torch.zeros_like(p))
+            m.mul_(group["momentum"]).add_(grad)
+            p.sub_(m, alpha=group["lr"])
+
+
+class Adam(Optimizer):
+    """Adam: the running mean of the gradient over the root of the running mean of its square.
+
+        m <- beta1 m + (1 - beta1) g          v <- beta2 v + (1 - beta2) g^2
+        w <- w - lr m' / (sqrt(v') + eps)     m' = m / (1 - beta1^t),  v' = v / (1 - beta2^t)
+
+    Both averages start at 0, so early ones are too small; the division by 1 - beta^t mends that. Equal to
+    `torch.optim.Adam`. Source: Kingma and Ba, "Adam", ICLR 2015, algorithm 1.
+
+    >>> weight = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
+    >>> weight.grad = torch.tensor([100.0, 0.01])
+    >>> Adam([weight], lr=0.1).step()
+    >>> weight.detach()  # the first step has the length of the learning rate, whatever the gradient's
+    tensor([0.9000, 0.9000])
+    """
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        check_settings(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        """Move every parameter that has a gradient."""
+        for group, p, grad, state in _with_gradients(self):
+            (beta1, beta2), lr = group["betas"], group["lr"]
+            m = state.setdefault("exp_avg", torch.zeros_like(p))
+            v = state.setdefault("exp_avg_sq", torch.zeros_like(p))
+            t = state["step"] = state.get("step", 0) + 1
+            m.lerp_(grad, 1 - beta1)
+            v.lerp_(grad.square(), 1 - beta2)
+            unbiased_m, unbiased_v = m / (1 - beta1**t), v / (1 - beta2**t)
+            p.mul_(1 - lr * group["weight_decay"])  # 1 for Adam
+            p.sub_(lr * unbiased_m / (unbiased_v.sqrt() + group["eps"]))
+
+
+class AdamW(Adam):
+    """Adam that also shrinks each weight by the share lr * weight_decay, whatever its gradient.
+
+    A penalty in the loss would be divided by sqrt(v) like any gradient, and so decay the least where
+    gradients are large; here the decay is decoupled from it. Equal to `torch.optim.AdamW`.
+    Source: Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019.
+
+    >>> weight = torch.nn.Parameter(torch.tensor([1.0]))
+    >>> weight.grad = torch.tensor([0.0])
+    >>> AdamW([weight], lr=0.1, weight_decay=0.5).step()
+    >>> weight.detach()
+    tensor([0.9500])
+    """
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay)
+
+
+class Muon(Optimizer):
+    """Momentum whose matrix is orthogonalized before it is applied, so that all directions move alike.
+
+    With the momentum's singular value decomposition U S V^T, the step is about U V^T, scaled by
+    0.2 sqrt(max(rows, columns)), so that its entries are as large as those of Adam's usual steps and both can
+    use one learning rate. For the matrices inside a network; embeddings, heads and vectors are Adam's.
+    Equal to `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")`, which newer versions of torch have, but
+    matrices of one shape are orthogonalized together.
+
+    Sources: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024 (the method);
+    Liu et al., "Muon is scalable for LLM training", 2025 (the scale and the weight decay).
+
+    >>> weight = torch.nn.Parameter(torch.zeros(2, 2))
+    >>> weight.grad = torch.tensor([[100.0, 0.0], [0.0, 1.0]])
+    >>> Muon([weight], lr=0.1, weight_decay=0.0).step()
+    >>> bool((weight.diagonal() < -0.01).all())  # both directions moved, the weak one too
+    True
+    """
+
+    def __init__(
+        self, params: Parameters, lr: float = 1e-3, momentum: float = 0.95, weight_decay: float = 0.1
+    ) -> None:
+        check_settings(lr=lr, momentum=momentum, weight_decay=weight_decay)
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        shapes = [tuple(p.shape) for group in self.param_groups for p in group["params"] if p.dim() != 2]
+        if shapes:
+            raise ValueError(f"Muon is for matrices; a parameter has shape {shapes[0]}")
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        """Move every parameter that has a gradient."""
+        updates = defaultdict(list)
+        for group, p, grad, state in _with_gradients(self):
+            momentum = group["momentum"]
+            m = state.setdefault("momentum_buffer", torch.zeros_like(p))
+            m.lerp_(grad, 1 - momentum)
+            updates[p.shape].append((group, p, grad.lerp(m, momentum)))  # Nesterov: one step ahead
+        for (rows, columns), alike in updates.items():
+            steps = orthogonalize(torch.stack([update for _, _, update in alike]))
+            for (group, p, _), step in zip(alike, steps, strict=True):
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.sub_(step, alpha=group["lr"] * 0.2 * math.sqrt(max(rows, columns)))
+
+
+def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
+    """The nearest orthogonal matrices, nearly: (many, rows, columns), singular values moved to about 1.
+
+    Each step applies the polynomial a s + b s^3 + c s^5 to all singular values s, by products of matrices
+    alone, in bfloat16. Its coefficients make small values grow fast; in the end all are between 0.7 and 1.2.
+    Source: Jordan et al. 2024 (a Newton-Schulz iteration).
+
+    >>> singular = torch.linalg.svdvals(orthogonalize(torch.diag(torch.tensor([9.0, 3.0, 1.0]))[None]).float())
+    >>> bool((singular > 0.6).all() and (singular < 1.3).all())
+    True
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices  # the smaller side first: a smaller square below
+    x = x.bfloat16()
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # no singular value above 1
+    for _ in range(steps):
+        square = x @ x.mT
+        higher = torch.baddbmm(square, square, square, beta=b, alpha=c)  # b x x^T + c (x x^T)^2
+        x = torch.baddbmm(x, higher, x, beta=a)
+    return x.mT if tall else x
+
+
+def _with_gradients(optimizer: Optimizer) -> list[tuple[dict[str, Any], Tensor, Tensor, dict[str, Any]]]:
+    """(group, parameter, gradient, state) of each parameter that has a gradient."""
     return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": rest, "weight_decay": 0.0},
+        (group, p, p.grad, optimizer.state[p])
+        for group in optimizer.param_groups
+        for p in group["params"]
+        if p.grad is not None
     ]
 
 
-def build_optimizer(
-    model: nn.Module,
-    learning_rate: float,
-    *,
-    weight_decay: float = 0.0,
-    betas: tuple[float, float] = (0.9, 0.999),
-) -> torch.optim.AdamW:
-    """AdamW over the parameters of `model` that want gradients, in the groups of `parameter_groups`.
-
-    With `weight_decay=0` this is Adam. On CPU and CUDA the fused implementation is used: one pass over the
-    parameters a step. Source: Kingma and Ba 2015 (Adam); Loshchilov and Hutter 2019 (decoupled weight decay).
-
-    Raises ValueError for a rate or decay that is negative or not finite, or betas outside [0, 1).
-
-    >>> optimizer = build_optimizer(nn.Linear(3, 2), 1e-3, weight_decay=0.1)
-    >>> [group["weight_decay"] for group in optimizer.param_groups]
-    [0.1, 0.0]
-    """
-    for name, value in (("learning_rate", learning_rate), ("weight_decay", weight_decay)):
+def check_settings(*, betas: tuple[float, float] = (0.0, 0.0), **settings: float) -> None:
+    """Raises ValueError for a setting that is negative or not finite, or betas outside [0, 1)."""
+    for name, value in settings.items():
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name} must be a finite number that is at least 0, got {value}")
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise ValueError(f"betas must be two numbers in [0, 1), got {betas}")
-    groups = [group for group in parameter_groups(model, weight_decay) if group["params"]]
-    if not groups:
-        raise ValueError(f"{type(model).__name__} has no parameter to train")
-    fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused)
-
-
-def _ramp(step: float, warmup: int) -> float:
-    """The share of the peak that the warm-up allows at `step`; never 0, so that step 0 already learns."""
-    return min(1.0, (step + 1) / warmup) if warmup else 1.0
-
-
-def constant(step: float, steps: float, *, peak: float, warmup: int = 0, floor: float = 0.0) -> float:
-    """The rate `peak`, after a linear warm-up over `warmup` steps; `steps` and `floor` have no effect.
-
-    >>> [constant(step, 100, peak=0.4, warmup=4) for step in (0, 1, 3, 50)]
-    [0.1, 0.2, 0.4, 0.4]
-    """
-    return peak * _ramp(step, warmup)
-
-
-def cosine(step: float, steps: float, *, peak: float, warmup: int = 0, floor: float = 0.0) -> float:
-    """Linear warm-up to `peak` over `warmup` steps, then half a cosine down to `floor * peak` at `steps`.
-
-    The rate of the update from `step` to `step + 1`; past `steps` it stays at the floor.
-    Source: Loshchilov and Hutter, "SGDR", 2017 (the cosine); Goyal et al. 2017 (the warm-up).
-
-    >>> [round(cosine(step, 100, peak=1.0, warmup=20, floor=0.1), 3) for step in (0, 19, 20, 60, 100, 200)]
-    [0.05, 1.0, 1.0, 0.55, 0.1, 0.1]
-    """
-    if step < warmup:
-        return peak * _ramp(step, warmup)
-    share = min(1.0, (step - warmup) / max(steps - warmup, 1))
-    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * share)))
-
-
-SCHEDULES: dict[str, Schedule] = {"constant": constant, "cosine": cosine}

@@ -21,8 +21,9 @@ from lmtutorial.devices import Precision, choose_precision, seeded
 from lmtutorial.losses import lm_loss
 from lmtutorial.metrics import evaluate
 from lmtutorial.models.cache import LanguageModel, carried
-from lmtutorial.optim import SCHEDULES, build_optimizer
+from lmtutorial.optimizer_groups import build_optimizer
 from lmtutorial.runs import History, Progress, Resumable, close_row, open_folder, restore_run, save_run
+from lmtutorial.schedules import SCHEDULES
 
 
 @dataclass(frozen=True)

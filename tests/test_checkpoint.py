@@ -19,7 +19,7 @@ from torch import nn
 
 from lmtutorial.checkpoint import find_checkpoint, load_checkpoint, load_model, save_checkpoint
 from lmtutorial.models.lstm import LSTM, LSTMConfig
-from lmtutorial.optim import build_optimizer
+from lmtutorial.optimizer_groups import build_optimizer
 from lmtutorial.tensorfile import read_tree, write_tree
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8, torch.bool]

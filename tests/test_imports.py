@@ -15,7 +15,8 @@ FROM_TOP_TO_BOTTOM = """
     words bpe vocabulary bpe_library tokenizers
     batches
     models.cache models.token_cache models.ngram_counts models.ngram_discounts models.ngram models.lstm
-    losses optim metrics
+    models.kv_cache models.kernels models.transformer
+    losses metrics optim optimizer_groups schedules
     devices tensorfile checkpoint runs train
     decode.noise decode.logits decode.prompts decode.sampling
     plot_digest plots

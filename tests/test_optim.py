@@ -1,8 +1,8 @@
-"""Laws of `lmtutorial.optim`: the same update as textbook Adam, and schedules with the promised shape."""
+"""The optimizers to read equal torch's and the textbook's, and every parameter has one that moves it."""
 
 from __future__ import annotations
 
-import itertools
+import copy
 import math
 
 import pytest
@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lmtutorial.optim import SCHEDULES, build_optimizer, constant, cosine, parameter_groups
+from lmtutorial.optim import SGD, Adam, AdamW, Muon, orthogonalize
+from lmtutorial.optimizer_groups import MuonAdamW, build_optimizer, parameter_groups
 
 
 class Tied(nn.Module):
@@ -63,31 +64,6 @@ def test_updates_equal_adam_written_out(weight_decay):
         torch.testing.assert_close(p.detach(), expected[name])
 
 
-@settings(deadline=None, max_examples=60)
-@given(
-    steps=st.integers(1, 500),
-    warmup=st.integers(0, 600),
-    peak=st.floats(1e-6, 10),
-    floor=st.floats(0, 1),
-    name=st.sampled_from(sorted(SCHEDULES)),
-)
-def test_schedules_rise_to_the_peak_then_never_rise_again(steps, warmup, peak, floor, name):
-    rates = [SCHEDULES[name](step, steps, peak=peak, warmup=warmup, floor=floor) for step in range(steps + 3)]
-    climb, descent = rates[: min(warmup, len(rates))], rates[warmup:]
-    assert all(0 < rate <= peak * (1 + 1e-12) for rate in climb)
-    assert all(a < b for a, b in itertools.pairwise(climb))
-    assert all(a >= b - 1e-12 * peak for a, b in itertools.pairwise(descent))
-    assert all(rate >= floor * peak * (1 - 1e-9) for rate in descent)
-    if warmup and len(climb) == warmup:
-        assert math.isclose(climb[-1], peak)
-
-
-def test_cosine_ends_at_its_floor_and_is_half_way_at_half_time():
-    assert cosine(100, 100, peak=2.0, floor=0.25) == pytest.approx(0.5)
-    assert cosine(50, 100, peak=2.0) == pytest.approx(1.0)
-    assert constant(10**9, 1, peak=2.0) == 2.0
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -106,3 +82,119 @@ def test_bad_settings_are_refused_with_the_value(options, message):
 def test_a_model_without_parameters_is_refused():
     with pytest.raises(ValueError, match="Identity has no parameter to train"):
         build_optimizer(nn.Identity(), 1e-3)
+
+
+def trained(make, steps, seed):
+    """A small network's weights after some steps of the optimizer that `make` builds."""
+    torch.manual_seed(seed)
+    layers = [nn.Linear(5, 7, bias=False), nn.Tanh(), nn.Linear(7, 3, bias=False)]
+    model = nn.Sequential(*layers).double()
+    optimizer = make(model.parameters())
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (model(torch.randn(4, 5, dtype=torch.double)) ** 2).sum().backward()
+        optimizer.step()
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+settings_of = st.fixed_dictionaries(
+    {"lr": st.floats(1e-4, 0.1), "steps": st.integers(1, 8), "seed": st.integers(0, 99)}
+)
+betas = st.tuples(st.floats(0, 0.99), st.floats(0, 0.999))
+law = settings(deadline=None, max_examples=40)
+
+
+@law
+@given(settings_of, st.floats(0, 0.99))
+def test_sgd_equals_torchs(options, momentum):
+    lr, steps, seed = options["lr"], options["steps"], options["seed"]
+    ours = trained(lambda p: SGD(p, lr, momentum), steps, seed)
+    torch.testing.assert_close(ours, trained(lambda p: torch.optim.SGD(p, lr, momentum), steps, seed))
+
+
+@law
+@given(settings_of, betas)
+def test_adam_equals_torchs(options, betas):
+    lr, steps, seed = options["lr"], options["steps"], options["seed"]
+    ours = trained(lambda p: Adam(p, lr, betas), steps, seed)
+    torch.testing.assert_close(ours, trained(lambda p: torch.optim.Adam(p, lr, betas), steps, seed))
+
+
+@law
+@given(settings_of, betas, st.floats(0, 1))
+def test_adamw_equals_torchs(options, betas, decay):
+    lr, steps, seed = options["lr"], options["steps"], options["seed"]
+    ours = trained(lambda p: AdamW(p, lr, betas, weight_decay=decay), steps, seed)
+    wanted = trained(lambda p: torch.optim.AdamW(p, lr, betas, weight_decay=decay), steps, seed)
+    torch.testing.assert_close(ours, wanted)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this version of torch has no Muon to equal")
+@law
+@given(settings_of, st.floats(0, 0.99), st.floats(0, 1))
+def test_muon_equals_torchs_within_the_rounding_of_bfloat16(options, momentum, decay):
+    lr, seed = options["lr"], options["seed"]
+    ours = trained(lambda p: Muon(p, lr, momentum, decay), 1, seed)
+    wanted = trained(
+        lambda p: torch.optim.Muon(
+            p, lr, decay, momentum, adjust_lr_fn="match_rms_adamw"
+        ),
+        1,
+        seed,
+    )  # fmt: skip
+    start = trained(lambda p: SGD(p, 0.0), 1, seed)
+    torch.testing.assert_close((ours - start) / lr, (wanted - start) / lr, atol=0.02, rtol=0.02)
+
+
+@law
+@given(st.integers(1, 3), st.integers(1, 12), st.integers(1, 12), st.integers(0, 99))
+def test_orthogonalize_keeps_the_singular_vectors_and_makes_the_values_alike(many, rows, columns, seed):
+    torch.manual_seed(seed)
+    matrices = torch.randn(many, rows, columns)
+    u, s, vt = torch.linalg.svd(matrices, full_matrices=False)
+    inside = u.mT @ orthogonalize(matrices).float() @ vt.mT
+    large = s > 0.05 * s.norm(dim=-1, keepdim=True)  # what is much smaller has not grown to 1 in five steps
+    values = inside.diagonal(dim1=-2, dim2=-1)[large]
+    assert ((values > 0.6) & (values < 1.3)).all()
+
+
+def test_muon_moves_the_matrices_and_adamw_the_rest():
+    model = Tied()
+    optimizer = MuonAdamW(model, lr=0.01, weight_decay=0.1)
+    model.head(model.norm(model.inner(model.embedding(torch.tensor([1, 2]))))).square().sum().backward()
+    optimizer.step()
+    assert set(optimizer.state[model.inner.weight]) == {"momentum_buffer"}
+    assert {"exp_avg", "exp_avg_sq"} < set(optimizer.state[model.embedding.weight])
+    assert len(optimizer.state) == len(list(model.parameters()))
+
+
+def test_muon_and_adamw_go_on_from_a_saved_state_and_obey_a_rate_set_from_outside():
+    def step(model, optimizer, rate):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad()
+        model.head(model.inner(model.embedding(torch.arange(7)))).square().sum().backward()
+        optimizer.step()
+
+    one = Tied()
+    first = MuonAdamW(one, lr=0.5)
+    step(one, first, 0.01)
+    two = copy.deepcopy(one)
+    second = MuonAdamW(two, lr=0.5)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for model, optimizer in ((one, first), (two, second)):
+        step(model, optimizer, 0.02)
+    for p, q in zip(one.parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=0)
+    before = [p.detach().clone() for p in one.parameters()]
+    step(one, first, 0.0)
+    assert all(torch.equal(p, b) for p, b in zip(one.parameters(), before, strict=True))
+
+
+def test_muon_refuses_what_is_no_matrix():
+    with pytest.raises(ValueError, match=r"a parameter has shape \(3,\)"):
+        Muon([nn.Parameter(torch.zeros(3))])
+    with pytest.raises(ValueError, match="LayerNorm has no matrix inside"):
+        build_optimizer(nn.LayerNorm(3), 0.1, kind="muon")
+    with pytest.raises(ValueError, match="'sgd'; it must be one of adamw, muon"):
+        build_optimizer(nn.Linear(3, 2), 0.1, kind="sgd")
