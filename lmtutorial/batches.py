@@ -152,6 +152,54 @@ class WindowBatches(_Batches):
         return spans
 
 
+class SlidingWindows(_Batches):
+    """Windows that overlap, to measure a model of limited context: each target once, after much of its text.
+
+    A window of `time` tokens goes on `stride` tokens after the one before, and only its last `stride` targets
+    count (of the first window, all). So each is predicted from at least `time - stride` tokens, where the
+    text has as many before it. The smaller the stride, the fairer to the model and the slower.
+
+    >>> for inputs, targets, _ in SlidingWindows(range(8), batch=1, time=4, stride=2):
+    ...     print(inputs.tolist(), targets.tolist())
+    [[0, 1, 2, 3]] [[1, 2, 3, 4]]
+    [[2, 3, 4, 5]] [[-100, -100, 5, 6]]
+    [[4, 5, 6, 0]] [[-100, -100, 7, -100]]
+    """
+
+    _continuous = False
+
+    def __init__(self, tokens: Tokens, batch: int, time: int, stride: int | None = None) -> None:
+        """`stride=None` is half of `time`."""
+        super().__init__(tokens, batch, time)
+        self.stride = max(1, time // 2) if stride is None else stride
+        if not 1 <= self.stride <= time:
+            raise ValueError(f"stride is {stride}; it must be from 1 to time, which is {time}")
+
+    @property
+    def _windows(self) -> int:
+        return 1 + max(0, -(-(len(self.tokens) - 1 - self.time) // self.stride))
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return -(-self._windows // self.batch)
+
+    def _spans(self) -> Callable[[int], Spans]:
+        def spans(position: int) -> Spans:
+            window_B = position * self.batch + np.arange(
+                min(self.batch, self._windows - position * self.batch)
+            )
+            begin_B = window_B * self.stride
+            return begin_B, np.minimum(begin_B + self.time, len(self.tokens) - 1)
+
+        return spans
+
+    def _gather(self, begin_B: Ids, end_B: Ids, continues: bool | None) -> Batch:
+        batch = super()._gather(begin_B, end_B, continues)
+        seen = self.time - self.stride
+        batch.targets[torch.from_numpy(begin_B) > 0, :seen] = IGNORE  # counted by the window before
+        return batch
+
+
 def _as_array(tokens: Tokens) -> npt.NDArray[np.integer[Any]]:
     array = tokens.cpu().numpy() if isinstance(tokens, Tensor) else np.asanyarray(tokens)
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):

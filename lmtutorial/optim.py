@@ -159,7 +159,8 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     alone, in bfloat16. Its coefficients make small values grow fast; in the end all are between 0.7 and 1.2.
     Source: Jordan et al. 2024 (a Newton-Schulz iteration).
 
-    >>> singular = torch.linalg.svdvals(orthogonalize(torch.diag(torch.tensor([9.0, 3.0, 1.0]))[None]).float())
+    >>> matrix = torch.diag(torch.tensor([9.0, 3.0, 1.0]))
+    >>> singular = torch.linalg.svdvals(orthogonalize(matrix[None]).float())
     >>> bool((singular > 0.6).all() and (singular < 1.3).all())
     True
     """

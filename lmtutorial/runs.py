@@ -1,21 +1,20 @@
-"""What a training run leaves behind: its history, its log, and the checkpoint that it can go on from."""
+"""What a training run knows of itself: how far it is, its history, and the log that it writes."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lmtutorial.batches import Batch
-from lmtutorial.checkpoint import load_checkpoint, save_checkpoint
-from lmtutorial.devices import random_state, set_random_state
-from lmtutorial.models.cache import Cache, LanguageModel
+from lmtutorial.distributed import Processes
+from lmtutorial.models.cache import Cache
+from lmtutorial.train_config import TrainConfig
 
 
 @runtime_checkable
@@ -33,25 +32,28 @@ class Resumable(Protocol):
 class History:
     """What happened, a row at each log or look at the validation text; losses in nats per token.
 
-    `train_loss` is the mean over the target tokens since the row before. `validation_loss` is None in rows
-    without a look. `best_step` and `best_loss` are those of the best look.
+    `train_loss` is the mean over the target tokens since the row before, `gradient_norm` the mean length of
+    the gradient, before clipping, since then. `validation_loss` is None in rows without a look. `skipped`
+    counts the updates left out so far. `best_step` and `best_loss` are those of the best look.
     """
 
     step: list[int] = field(default_factory=list)
     train_loss: list[float] = field(default_factory=list)
     validation_loss: list[float | None] = field(default_factory=list)
     learning_rate: list[float] = field(default_factory=list)
+    gradient_norm: list[float] = field(default_factory=list)
     tokens_per_second: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    skipped: list[int] = field(default_factory=list)
     best_step: int | None = None
     best_loss: float | None = None
     stopped: str = ""
-    """Why the run ended: "steps", "time", "patience" (early stopping) or "interrupted"."""
+    """Why the run ended: "steps", "time", "tokens", "patience" (early stopping) or "interrupted"."""
 
     def rows(self) -> list[dict[str, Any]]:
         """The same, as one dictionary a row.
 
-        >>> History([10], [2.5], [None], [0.001], [900.0], [3.1]).rows()[0]["train_loss"]
+        >>> History([10], [2.5], [None], [0.001], [0.7], [900.0], [3.1], [0]).rows()[0]["train_loss"]
         2.5
         """
         columns = {name: column for name, column in vars(self).items() if isinstance(column, list)}
@@ -77,9 +79,23 @@ class Progress:
 
     nats: Tensor
     """The training loss summed since the last row; on the device, unlooked at."""
-    tokens: Tensor
-    """The target tokens since the last row."""
+    gradient_norm: Tensor
+    """The lengths of the gradients summed since the last row; on the device, too."""
+    tokens: int = 0
+    """The target tokens since the last row, of updates that were made."""
+    row_tokens: int = 0
+    """The same, of skipped updates too: what was read."""
+    all_tokens: int = 0
+    """The target tokens of the run."""
     step: int = 0
+    """The updates of the run, made or skipped."""
+    skipped: int = 0
+    """How many of them were skipped."""
+    row_steps: int = 0
+    """The updates since the last row, made or skipped."""
+    usual_norm: float = 0.0
+    """A running mean of the gradient's length; kept only where spikes are skipped."""
+    skipped_in_a_row: int = 0
     seconds: float = 0.0
     row_began: float = 0.0
     """The second in which the last row was closed."""
@@ -87,115 +103,94 @@ class Progress:
     """What a recurrent model carries into the next batch."""
     history: History = field(default_factory=History)
 
+    @classmethod
+    def begin(cls, device: torch.device) -> Progress:
+        """A run that has made no update."""
+        return cls(nats=torch.zeros((), device=device), gradient_norm=torch.zeros((), device=device))
 
-def open_folder(out: Path | None, run: Progress) -> None:
+    def is_usual(self, norm: float, factor: float) -> bool:
+        """Whether a gradient is finite and at most `factor` times as long as those before it were.
+
+        The first 20 show what is usual. Raises FloatingPointError for 20 unusual ones in a row.
+        """
+        usual = math.isfinite(norm) and (self.step < 20 or norm <= factor * self.usual_norm)
+        self.skipped += not usual
+        self.skipped_in_a_row = 0 if usual else self.skipped_in_a_row + 1
+        if self.skipped_in_a_row >= 20:
+            raise FloatingPointError(
+                f"training stopped after step {self.step}: 20 updates in a row were skipped, the last with a "
+                f"gradient of length {norm:.3g}, where {self.usual_norm:.3g} is usual"
+            )
+        if usual:
+            self.usual_norm += (norm - self.usual_norm) / min(self.step + 1, 50)
+        return usual
+
+
+def open_folder(run: Progress, config: TrainConfig, processes: Processes) -> None:
     """Make the folder of a run; its log then holds the rows of the history, and no checkpoint is older."""
-    if out is None:
+    if config.out is None or processes.rank:
         return
-    out.mkdir(parents=True, exist_ok=True)
+    config.out.mkdir(parents=True, exist_ok=True)
     if run.step == 0:
         for name in ("last", "best"):
-            (out / f"{name}.safetensors").unlink(missing_ok=True)
+            (config.out / f"{name}.safetensors").unlink(missing_ok=True)
     rows = "".join(json.dumps(row) + "\n" for row in run.history.rows())
-    (out / "log.jsonl").write_text(rows)
+    (config.out / "log.jsonl").write_text(rows)
 
 
-def close_row(run: Progress, rate: float, validation_loss: float | None, out: Path | None) -> dict[str, Any]:
+def close_row(
+    run: Progress, rate: float, validation_loss: float | None, config: TrainConfig, processes: Processes
+) -> dict[str, Any]:
     """Add a row to the history and to the log, and begin the next: the one place that looks at the losses.
 
     Raises FloatingPointError for a loss that is not finite.
     """
-    tokens = run.tokens.item()
+    made = run.row_steps - (run.skipped - (run.history.skipped[-1] if run.history.skipped else 0))
     row = {
         "step": run.step,
-        "train_loss": run.nats.item() / tokens,
+        "train_loss": processes.total(run.nats.item()) / run.tokens if made else math.nan,
         "validation_loss": validation_loss,
         "learning_rate": rate,
-        "tokens_per_second": tokens / (run.seconds - run.row_began),
+        "gradient_norm": run.gradient_norm.item() / made if made else math.nan,
+        "tokens_per_second": run.row_tokens / (run.seconds - run.row_began),
         "seconds": run.seconds,
+        "skipped": run.skipped,
     }
     for name in ("train_loss", "validation_loss"):
-        if row[name] is not None and not math.isfinite(cast(float, row[name])):
-            raise _diverged(run, f"{name} became {row[name]}", out)
+        if made and row[name] is not None and not math.isfinite(cast(float, row[name])):
+            raise diverged(run, f"{name} became {row[name]}", config.out)
     run.history.add(row)
     run.nats.zero_()
-    run.tokens.zero_()
-    if out:
-        with (out / "log.jsonl").open("a") as log:
+    run.gradient_norm.zero_()
+    run.tokens = run.row_tokens = run.row_steps = 0
+    if config.out and processes.rank == 0:
+        with (config.out / "log.jsonl").open("a") as log:
             log.write(json.dumps(row) + "\n")
     return row
 
 
-def save_run(
-    run: Progress,
-    out: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    batches: Iterable[Batch],
-) -> None:
-    """Write `last.safetensors`: all that going on bit for bit needs.
+def tensorboard_log(folder: Path) -> Callable[[dict[str, Any]], None]:
+    """A function that writes each row to `folder` for TensorBoard.
 
-    Raises FloatingPointError, and leaves the old file, if a loss or a weight is not finite.
+    Raises ValueError where the package `tensorboard` is not installed.
     """
-    weights_are_finite = all(bool(p.isfinite().all()) for p in model.parameters())
-    if not weights_are_finite or not run.nats.isfinite():
-        raise _diverged(
-            run, "the loss is no longer finite" if weights_are_finite else "a weight is no longer finite", out
-        )
-    state = {
-        **{name: value for name, value in vars(run).items() if name not in ("history", "cache")},
-        "history": asdict(run.history),
-        "cache": None if run.cache is None else vars(run.cache),
-        "batches": batches.state_dict() if isinstance(batches, Resumable) else None,
-        "scaler": scaler.state_dict(),
-        "random": random_state(cast(LanguageModel, model).device),
-    }
-    save_checkpoint(out / "last.safetensors", model=model, optimizer=optimizer, state=state)
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError("tensorboard=True needs the package tensorboard: pip install tensorboard") from error
+    writer = SummaryWriter(str(folder))
+
+    def write(row: dict[str, Any]) -> None:
+        for name, value in row.items():
+            if name != "step" and value is not None:
+                writer.add_scalar(name, value, row["step"])
+        writer.flush()
+
+    return write
 
 
-def restore_run(
-    run: Progress,
-    path: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    batches: Iterable[Batch],
-) -> None:
-    """Stand where `save_run` was called.
-
-    Raises ValueError for a file that does not fit, or `batches` that cannot say where they are.
-    """
-    if not isinstance(batches, Resumable):
-        raise ValueError(
-            f"a {type(batches).__name__} of batches cannot be resumed; give StreamBatches or WindowBatches"
-        )
-    state = load_checkpoint(path, model=model, optimizer=optimizer)
-    if state.get("batches") is None:
-        raise ValueError(f"{path} does not say where its run stood; resume from a last.safetensors")
-    device = cast(LanguageModel, model).device
-    run.nats.copy_(state["nats"])
-    run.tokens.copy_(state["tokens"])
-    run.step, run.seconds, run.row_began = state["step"], state["seconds"], state["row_began"]
-    run.history = History(**{**state["history"], "stopped": ""})
-    if state["cache"] is not None:
-        run.cache = cast(LanguageModel, model).new_cache(len(state["cache"]["lengths"]), None)
-        vars(run.cache).update(_to(device, state["cache"]))
-    batches.load_state_dict(state["batches"])
-    if scaler.is_enabled() and state["scaler"]:
-        scaler.load_state_dict(state["scaler"])
-    set_random_state(state["random"], device)
-
-
-def _to(device: torch.device, tree: Any) -> Any:
-    if isinstance(tree, Tensor):
-        return tree.to(device)
-    if isinstance(tree, dict):
-        return {key: _to(device, value) for key, value in tree.items()}
-    return type(tree)(_to(device, value) for value in tree) if isinstance(tree, (list, tuple)) else tree
-
-
-def _diverged(run: Progress, what: str, out: Path | None) -> FloatingPointError:
+def diverged(run: Progress, what: str, out: Path | None) -> FloatingPointError:
+    """The error that ends a run, with what can be done."""
     kept = out and (out / "last.safetensors").exists()
     return FloatingPointError(
         f"training stopped after step {run.step}: {what}; a lower learning rate or a smaller clip may help"

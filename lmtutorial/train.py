@@ -2,95 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
-import torch
 from torch import nn
 
 from lmtutorial.batches import IGNORE, Batch
 from lmtutorial.checkpoint import find_checkpoint, save_checkpoint
-from lmtutorial.devices import Precision, choose_precision, seeded
-from lmtutorial.losses import lm_loss
+from lmtutorial.devices import seeded
+from lmtutorial.distributed import Processes
 from lmtutorial.metrics import evaluate
-from lmtutorial.models.cache import LanguageModel, carried
-from lmtutorial.optimizer_groups import build_optimizer
-from lmtutorial.runs import History, Progress, Resumable, close_row, open_folder, restore_run, save_run
+from lmtutorial.models.cache import LanguageModel
+from lmtutorial.resume import restore_run, save_run
+from lmtutorial.runs import History, Progress, Resumable, close_row, open_folder, tensorboard_log
 from lmtutorial.schedules import SCHEDULES
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train.
-
-    >>> TrainConfig(steps=2000, schedule="constant").learning_rate
-    0.002
-    """
-
-    steps: int | None = 1000
-    """Stop after this many updates. None: no limit but the time's."""
-    max_seconds: float | None = None
-    """Stop after this many seconds; the learning rate's schedule then follows the clock. None: no limit."""
-    learning_rate: float = 2e-3
-    """The highest learning rate of the run."""
-    schedule: Literal["constant", "cosine"] = "cosine"
-    """How the learning rate moves after the warm-up."""
-    warmup: int = 50
-    """Updates over which the learning rate rises from near zero to its highest."""
-    floor: float = 0.05
-    """Where the cosine ends, as a share of the highest learning rate."""
-    weight_decay: float = 0.01
-    """How strongly matrices are pulled toward zero."""
-    betas: tuple[float, float] = (0.9, 0.99)
-    """How long Adam's averages of the gradient and of its square remember."""
-    clip: float | None = 1.0
-    """Gradients longer than this are shortened to it (global norm). None: never."""
-    precision: Precision = "auto"
-    """The type matrix products are computed in; auto takes what is fast on the device."""
-    eval_every: int = 250
-    """Updates between two looks at the validation text."""
-    patience: int | None = None
-    """Stop after this many looks in a row without a better validation loss. None: never."""
-    log_every: int = 10
-    """Updates between two rows of the log."""
-    save_every: int = 500
-    """Updates between two saved checkpoints."""
-    out: Path | None = None
-    """The folder for checkpoints and the log. None: keep nothing."""
-    seed: int = 0
-    """Where the random numbers of the run (dropout) start."""
-
-    def __post_init__(self) -> None:
-        if isinstance(self.out, str):
-            object.__setattr__(self, "out", Path(self.out))  # how a frozen dataclass sets a field of its own
-        if self.steps is None and self.max_seconds is None:
-            raise ValueError("steps and max_seconds are both None; one of them must say when to stop")
-        for name in ("steps", "patience", "eval_every", "log_every", "save_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
-        for name in ("max_seconds", "learning_rate", "clip"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} is {value}; it must be a finite number above 0")
-        if self.warmup < 0:
-            raise ValueError(f"warmup is {self.warmup}; it must be at least 0")
-        if not 0 <= self.floor <= 1:
-            raise ValueError(f"floor is {self.floor}; it is a share, between 0 and 1")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay is {self.weight_decay}; it must be a finite number, at least 0")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas is {self.betas}; it must be two numbers in [0, 1)")
-        for name, allowed in (("schedule", SCHEDULES), ("precision", get_args(Precision))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
+from lmtutorial.train_config import TrainConfig as TrainConfig
+from lmtutorial.update import Updater
 
 
 def train(
@@ -109,8 +43,9 @@ def train(
     `last.safetensors` (all that resuming needs), `best.safetensors` (the weights with the lowest validation
     loss) and `log.jsonl`. `on_log` is called with each row of the history. `resume` is a checkpoint or the
     folder of one; on a CPU the run then goes on bit for bit as if it had not stopped. The model keeps its
-    last weights, not its best, and is left in evaluation mode. Ctrl-C ends the run, with a checkpoint, after
-    the update under way.
+    last weights, not its best (with `config.ema` their average), and is left in evaluation mode. Ctrl-C ends
+    the run, with a checkpoint, after the update under way. In a `process_group` each process reads the same
+    batches and takes its rows of them.
 
     Raises ValueError for `batches` that hold no target, FloatingPointError when the loss or a weight is no
     longer finite; the checkpoints are then those from before.
@@ -123,62 +58,53 @@ def train(
     >>> history.train_loss[0] > 1 > 0.1 > history.train_loss[-1]
     True
     """
-    lm = cast(LanguageModel, model)
-    device = lm.device
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = build_optimizer(
-        model, config.learning_rate, weight_decay=config.weight_decay, betas=config.betas
-    )
-    precision = choose_precision(config.precision, device, sum(p.numel() for p in parameters))
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
-    run = Progress(torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device))
-    with seeded(config.seed, device), _ctrl_c() as interrupted:
+    update = Updater(model, config)
+    processes, run = update.processes, Progress.begin(update.device)
+    loggers = [on_log] if on_log else []
+    if config.tensorboard and config.out:
+        loggers.append(tensorboard_log(config.out / "tensorboard"))
+    with seeded(config.seed + processes.rank, update.device), _ctrl_c() as interrupted:
         if resume is not None:
-            restore_run(run, find_checkpoint(resume, "last"), model, optimizer, scaler, batches)
-        open_folder(config.out, run)
-        if _limit_reached(config, run):
-            return run.history
-        begin = time.perf_counter() - run.seconds
+            restore_run(run, find_checkpoint(resume, "last"), update, batches)
+        open_folder(run, config, processes)
+        start = time.perf_counter() - run.seconds
         model.train()
-        for batch in _endless(batches):
+        over = _limit_reached(config, run)
+        for group in _groups(batches, 0 if over else config.accumulation):
             rate = _learning_rate(config, run)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            update(group, rate, run)
 
-            inputs, targets, continues = batch.to(device)
-            run.cache = carried(lm, run.cache, len(inputs), continues)
-            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-                loss = lm_loss(model(inputs, run.cache), targets)
-            optimizer.zero_grad()
-            scaler.scale(loss.nats / loss.tokens).backward()  # type: ignore[no-untyped-call]
-            if config.clip is not None:
-                scaler.unscale_(optimizer)
-                nn.utils.clip_grad_norm_(parameters, config.clip)
-            scaler.step(optimizer)
-            scaler.update()
-
-            run.step += 1
-            run.seconds = time.perf_counter() - begin
-            run.nats += loss.nats.detach()  # stays on the device: looking at it would wait for the device
-            run.tokens += loss.tokens
+            run.seconds, stop = processes.agree(time.perf_counter() - start, interrupted.is_set())
             over = _limit_reached(config, run)
             look = validation is not None and bool(over or run.step % config.eval_every == 0)
-            if over or look or run.step % config.log_every == 0:
-                row = close_row(run, rate, _loss_on(validation, lm) if look else None, config.out)
-                if on_log is not None:
-                    on_log(row)
-                run.row_began = run.seconds = time.perf_counter() - begin
-            if config.out and look and run.history.best_step == run.step:
-                best = {"step": run.step, "validation_loss": run.history.best_loss}
-                save_checkpoint(config.out / "best.safetensors", model=model, state=best)
-            over = over or _out_of_patience(config, run) or ("interrupted" if interrupted.is_set() else "")
+            with update.average.applied() if update.average and look else nullcontext():
+                if over or look or run.step % config.log_every == 0:
+                    loss = _loss_on(validation, cast(LanguageModel, model), processes) if look else None
+                    row = close_row(run, rate, loss, config, processes)
+                    for log in loggers if processes.rank == 0 else []:
+                        log(row)
+                    run.seconds, _ = processes.agree(time.perf_counter() - start)
+                    run.row_began = run.seconds
+                if config.out and look and run.history.best_step == run.step:
+                    best = {"step": run.step, "validation_loss": run.history.best_loss}
+                    save_checkpoint(config.out / "best.safetensors", model=model, state=best)
+            over = over or _out_of_patience(config, run) or ("interrupted" if stop else "")
             run.history.stopped = over
             if config.out and (over or run.step % config.save_every == 0):
-                save_run(run, config.out, model, optimizer, scaler, batches)
+                save_run(run, config.out, update, batches)
             if over:
                 break
+    if update.average:
+        update.average.copy_to_model()
     model.eval()
     return run.history
+
+
+def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """`size` batches at a time, epoch after epoch; with a size of 0, nothing."""
+    stream = _endless(batches)
+    while group := list(itertools.islice(stream, size)):
+        yield group
 
 
 def _endless(batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -194,11 +120,9 @@ def _endless(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def _limit_reached(config: TrainConfig, run: Progress) -> str:
-    if config.steps is not None and run.step >= config.steps:
-        return "steps"
-    if config.max_seconds is not None and run.seconds >= config.max_seconds:
-        return "time"
-    return ""
+    limits = {"steps": (config.steps, run.step), "time": (config.max_seconds, run.seconds),
+              "tokens": (config.max_tokens, run.all_tokens)}  # fmt: skip
+    return next((name for name, (limit, done) in limits.items() if limit is not None and done >= limit), "")
 
 
 def _out_of_patience(config: TrainConfig, run: Progress) -> str:
@@ -218,20 +142,22 @@ def _learning_rate(config: TrainConfig, run: Progress) -> float:
 
 
 def _expected_steps(config: TrainConfig, run: Progress) -> float:
-    """How many updates the run will make in all: its limit, or what its pace so far makes of its time."""
+    """How many updates the run will make in all: its limit, or what its pace makes of its time or tokens."""
     steps = math.inf if config.steps is None else float(config.steps)
-    if config.max_seconds is None or run.step == 0:
-        return steps
-    return min(steps, run.step * config.max_seconds / run.seconds)
+    if run.step and config.max_seconds is not None:
+        steps = min(steps, run.step * config.max_seconds / run.seconds)
+    if run.step and config.max_tokens is not None:
+        steps = min(steps, run.step * config.max_tokens / run.all_tokens)
+    return steps
 
 
-def _loss_on(validation: Iterable[Batch] | None, model: LanguageModel) -> float:
+def _loss_on(validation: Iterable[Batch] | None, model: LanguageModel, processes: Processes) -> float:
     """Nats per token of the validation text; the same batches at each look."""
     assert validation is not None
     loss = evaluate(model, validation).loss
     if isinstance(validation, Resumable):
         validation.load_state_dict({**validation.state_dict(), "epoch": 0})
-    return loss
+    return processes.agree(loss)[0]
 
 
 @contextmanager

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmtutorial.batches import IGNORE, StreamBatches, WindowBatches, load_tokens, save_tokens
+from lmtutorial.batches import IGNORE, SlidingWindows, StreamBatches, WindowBatches, load_tokens, save_tokens
 
 sizes = st.integers(1, 7)
 lengths = st.integers(2, 80)
@@ -112,3 +112,24 @@ def test_bad_input_is_refused_with_what_was_given(tokens, batch, time, message):
 def test_negative_ids_are_not_saved(tmp_path):
     with pytest.raises(ValueError, match="-1"):
         save_tokens(tmp_path / "t.npy", [0, -1])
+
+
+@settings(deadline=None)
+@given(st.integers(2, 60), st.integers(1, 4), st.integers(1, 12), st.data())
+def test_sliding_windows_count_every_target_once_after_enough_of_its_text(length, batch, time, data):
+    stride = data.draw(st.integers(1, time))
+    counted = []
+    for inputs, targets, continues in SlidingWindows(range(length), batch, time, stride):
+        assert continues is None
+        for row, wanted in zip(inputs.tolist(), targets.tolist(), strict=True):
+            for place, target in enumerate(wanted):
+                if target != IGNORE:
+                    assert row[place] == target - 1
+                    assert place + 1 >= min(target, time - stride + 1)
+                    counted.append(target)
+    assert sorted(counted) == list(range(1, length))
+
+
+def test_a_stride_over_the_window_is_refused():
+    with pytest.raises(ValueError, match="stride is 5; it must be from 1 to time, which is 4"):
+        SlidingWindows(range(9), batch=1, time=4, stride=5)

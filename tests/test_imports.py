@@ -17,7 +17,8 @@ FROM_TOP_TO_BOTTOM = """
     models.cache models.token_cache models.ngram_counts models.ngram_discounts models.ngram models.lstm
     models.kv_cache models.kernels models.transformer
     losses metrics optim optimizer_groups schedules
-    devices tensorfile checkpoint runs train
+    devices tensorfile checkpoint distributed
+    train_config weight_average runs update resume train
     decode.noise decode.logits decode.prompts decode.sampling
     plot_digest plots
     commands cli

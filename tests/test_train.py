@@ -315,7 +315,7 @@ def test_lower_precision_learns_the_same_and_keeps_float32_weights(precision, mo
     exact, model = Bigram(), Bigram()
     config = TrainConfig(steps=30, learning_rate=0.02, log_every=10, precision="float32")
     expected = train(exact, windows(), config)
-    monkeypatch.setattr("lmtutorial.train.choose_precision", lambda *_: precision)
+    monkeypatch.setattr("lmtutorial.update.choose_precision", lambda *_: precision)
     history = train(model, windows(), config)
     assert model.types == {precision}
     assert history.train_loss == pytest.approx(expected.train_loss, rel=0.02)
@@ -330,7 +330,7 @@ def test_bfloat16_trains_the_lstm():
 
 
 def test_float16_resumes_with_its_loss_scale(tmp_path, monkeypatch):
-    monkeypatch.setattr("lmtutorial.train.choose_precision", lambda *_: torch.float16)
+    monkeypatch.setattr("lmtutorial.update.choose_precision", lambda *_: torch.float16)
     config = TrainConfig(steps=8, schedule="constant", log_every=1)
     whole, model = Bigram(), Bigram()
     train(whole, windows(), dataclasses.replace(config, out=tmp_path / "a"))
@@ -419,7 +419,7 @@ def test_what_cannot_be_resumed_is_refused(tmp_path):
     ("options", "message"),
     [
         ({"steps": 0}, "steps is 0; it must be at least 1"),
-        ({"steps": None}, "steps and max_seconds are both None"),
+        ({"steps": None}, "steps, max_seconds and max_tokens are all None"),
         ({"max_seconds": -1.0}, r"max_seconds is -1\.0"),
         ({"learning_rate": math.nan}, "learning_rate is nan"),
         ({"learning_rate": 0.0}, r"learning_rate is 0\.0"),
@@ -427,7 +427,12 @@ def test_what_cannot_be_resumed_is_refused(tmp_path):
         ({"warmup": -1}, "warmup is -1"),
         ({"floor": 2.0}, r"floor is 2\.0"),
         ({"patience": 0}, "patience is 0"),
-        ({"schedule": "linear"}, "schedule is 'linear'; it must be one of constant, cosine"),
+        ({"schedule": "step"}, "schedule is 'step'; it must be one of constant, cosine, linear, wsd"),
+        ({"optimizer": "sgd"}, "optimizer is 'sgd'; it must be one of adamw, muon"),
+        ({"skip_spikes": 1.0}, r"skip_spikes is 1\.0; it must be above 1"),
+        ({"ema": 1.0}, r"ema is 1\.0; it is a decay"),
+        ({"accumulation": 0}, "accumulation is 0"),
+        ({"tensorboard": True}, "give a folder"),
         ({"precision": "int8"}, "precision is 'int8'; it must be one of auto"),
         ({"weight_decay": -1.0}, r"weight_decay is -1\.0"),
         ({"betas": (0.9, 1.0)}, r"betas is \(0\.9, 1\.0\)"),

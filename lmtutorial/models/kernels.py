@@ -22,7 +22,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None, dropo
     takes 2 to 6 times as long in bfloat16 on CPUs.
 
     >>> q = k = torch.zeros(1, 1, 3, 2)
-    >>> attend(q, k, torch.tensor([[[[0.0], [1.0], [2.0]]]])).flatten()  # equal weights: means of what was seen
+    >>> attend(q, k, torch.tensor([[[[0.0], [1.0], [2.0]]]])).flatten()  # means of what was seen
     tensor([0.0000, 0.5000, 1.0000])
     """
     if q.device.type == "cpu" and q.requires_grad and visible is None and q.dtype == torch.bfloat16:
@@ -59,7 +59,7 @@ class RMSNorm(nn.RMSNorm):
         """(..., size) -> the same, in the type of x."""
         if x.device.type == "cpu" and x.requires_grad:
             return _RMSNorm.apply(x, self.weight, self.eps)  # type: ignore[no-any-return, no-untyped-call]
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -70,7 +70,8 @@ class _RMSNorm(torch.autograd.Function):
         scale = (squares / x.shape[-1] + eps).rsqrt().to(x.dtype)
         unit = x * scale
         ctx.save_for_backward(unit, scale, weight)
-        return unit * weight.to(x.dtype)
+        y: Tensor = unit * weight.to(x.dtype)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:

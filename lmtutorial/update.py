@@ -1,0 +1,86 @@
+"""One update of the weights: from a few batches to a step of the optimizer."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from lmtutorial.batches import IGNORE, Batch
+from lmtutorial.devices import choose_precision
+from lmtutorial.distributed import Processes
+from lmtutorial.losses import lm_loss
+from lmtutorial.models.cache import LanguageModel, carried
+from lmtutorial.optimizer_groups import build_optimizer
+from lmtutorial.runs import Progress
+from lmtutorial.train_config import TrainConfig
+from lmtutorial.weight_average import WeightAverage
+
+
+class Updater:
+    """A model, its optimizer, and how gradients are computed: precision, accumulation, several processes."""
+
+    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
+        self.model, self.config, self.processes = model, config, Processes.current()
+        self.device = cast(LanguageModel, model).device
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = build_optimizer(
+            model,
+            config.learning_rate,
+            kind=config.optimizer,
+            weight_decay=config.weight_decay,
+            betas=config.betas,
+        )
+        self.precision = choose_precision(
+            config.precision, self.device, sum(p.numel() for p in self.parameters)
+        )
+        # float16 alone needs it: small gradients would be 0 if the loss were not scaled up
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
+        self.average = None if config.ema is None else WeightAverage(model, config.ema)
+        if config.compile:
+            model.compile()
+        self.forward = self.processes.wrap(model)
+
+    def __call__(self, batches: list[Batch], rate: float, run: Progress) -> None:
+        """Move the weights against the gradient of the mean loss over all targets of `batches`."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad()
+        nats, tokens = self._backward(batches, run)
+        self.scaler.unscale_(self.optimizer)
+        length = nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf)
+        if self.config.skip_spikes is None or run.is_usual(length.item(), self.config.skip_spikes):
+            self.scaler.step(self.optimizer)
+            if self.average:
+                self.average.update(run.step)
+            run.nats += nats
+            run.tokens += tokens
+            run.gradient_norm += length
+        self.scaler.update()
+        run.step += 1
+        run.row_steps += 1
+        run.row_tokens += tokens
+        run.all_tokens += tokens
+
+    def _backward(self, batches: list[Batch], run: Progress) -> tuple[Tensor, int]:
+        """Add up the gradients; the loss of this process's rows in nats, and the targets of all processes."""
+        tokens = sum(int((batch.targets != IGNORE).sum()) for batch in batches)
+        total = torch.zeros(
+            (), device=self.device
+        )  # looked at only for the log: looking waits for the device
+        for number, batch in enumerate(batches, start=1):
+            inputs, targets, continues = self.processes.share(batch).to(self.device)
+            run.cache = carried(cast(LanguageModel, self.model), run.cache, len(inputs), continues)
+            with self.processes.local(self.forward) if number < len(batches) else nullcontext():
+                with torch.autocast(
+                    self.device.type, self.precision, enabled=self.precision != torch.float32
+                ):
+                    nats = lm_loss(self.forward(inputs, run.cache), targets).nats
+                # processes average their gradients, where the sum is wanted
+                loss = nats / tokens * self.processes.size
+                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            total += nats.detach()
+        return total, tokens
