@@ -60,8 +60,8 @@ class BPETokenizer(Tokenizer):
         least = FIRST_MERGE + len(specials)
         if vocab_size < least:
             raise ValueError(f"vocab_size is {vocab_size}; the bytes and special tokens alone are {least}")
-        letters = _byte_letters()
-        library = _library_tokenizer(LibraryBPE())
+        letters = byte_letters()
+        library = library_tokenizer(LibraryBPE())
         trainer = BpeTrainer(
             vocab_size=vocab_size - len(specials),
             min_frequency=min_count,
@@ -80,10 +80,10 @@ class BPETokenizer(Tokenizer):
         """The same merges as a `tokenizers.Tokenizer`, for what that library does; without special tokens."""
         from tokenizers.models import BPE as LibraryBPE
 
-        letters = _byte_letters()
+        letters = byte_letters()
         names = ["".join(letters[byte] for byte in piece) for piece in self._bpe.pieces]
         merges = [(names[left], names[right]) for left, right in self.merges]
-        return _library_tokenizer(LibraryBPE(vocab={name: i for i, name in enumerate(names)}, merges=merges))
+        return library_tokenizer(LibraryBPE(vocab={name: i for i, name in enumerate(names)}, merges=merges))
 
     def _encode_plain(self, text: str) -> Ids:
         return np.fromiter(self._bpe.iterate(text), dtype=self.dtype)
@@ -92,14 +92,15 @@ class BPETokenizer(Tokenizer):
         return {"merges": self.merges}
 
 
-def _byte_letters() -> list[str]:
+def byte_letters() -> list[str]:
     """The character that stands for each byte in the library: itself where it prints, else 256, 257, ..."""
     printing = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))
     return [chr(byte if byte in printing else next(others)) for byte in range(256)]
 
 
-def _library_tokenizer(model: Any) -> Any:
+def library_tokenizer(model: Any) -> Any:
+    """A `tokenizers.Tokenizer` that cuts text into words and bytes as GPT-2 does."""
     import tokenizers
     from tokenizers import decoders, pre_tokenizers
 

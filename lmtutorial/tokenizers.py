@@ -4,8 +4,8 @@ A tokenizer cuts text into pieces and numbers them; decoding joins the pieces. T
 
 - `decode(encode(text)) == text`, and the `token_bytes` of the ids add up to the text's UTF-8 bytes, for every
   text whose pieces are all known. For BPE that is every text; words in the style "wikitext" normalize spaces.
-- Special tokens have the last ids and stand for no bytes. Encoding plain text never makes them and decoding
-  leaves them out, unless `specials=True` asks to read and to write them by name.
+- Special tokens have the last ids (in published models any) and stand for no bytes. Encoding plain text never
+  makes them and decoding leaves them out, unless `specials=True` asks to read and to write them by name.
 - One is different: `<unk>`, if the tokenizer has it, stands for any unknown piece, and decoding shows it.
   Without it an unknown piece is an error.
 
@@ -26,10 +26,11 @@ import numpy as np
 import numpy.typing as npt
 
 from lmtutorial.bpe_library import BPETokenizer
+from lmtutorial.bpe_published import PublishedBPE
 from lmtutorial.vocabulary import FORMAT, UNK, VERSION, Ids, Tokenizer
 from lmtutorial.words import check_text, check_training_text, plain_words, spaced_words
 
-__all__ = ["BPETokenizer", "CharTokenizer", "Tokenizer", "WordTokenizer", "load_tokenizer"]
+__all__ = ["BPETokenizer", "CharTokenizer", "PublishedBPE", "Tokenizer", "WordTokenizer", "load_tokenizer"]
 
 
 class CharTokenizer(Tokenizer):
@@ -175,7 +176,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         raise ValueError(
             f"{os.fspath(path)} has version {version!r}; this lmtutorial reads version {VERSION}"
         )
-    kinds = {cls.kind: cls for cls in (CharTokenizer, WordTokenizer, BPETokenizer)}
+    kinds = {cls.kind: cls for cls in (CharTokenizer, WordTokenizer, BPETokenizer, PublishedBPE)}
     if str(kind := state.pop("kind", None)) not in kinds:
         raise ValueError(f"{os.fspath(path)} is of the kind {kind!r}, which is none of {', '.join(kinds)}")
     try:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lmtutorial import bpe
 from lmtutorial.bpe import BPE, count_pairs, learn_merges, learn_merges_plain, merge
-from lmtutorial.bpe_library import BPETokenizer, _byte_letters
+from lmtutorial.bpe_library import BPETokenizer, byte_letters
 from lmtutorial.words import gpt2_pattern
 
 few_signs = st.text(st.sampled_from("aab bc1.é中\n"), max_size=60)  # so few that pairs repeat
@@ -116,7 +116,7 @@ def test_merges_are_the_librarys_even_with_ties_where_the_order_of_bytes_is_the_
 @given((few_signs | known).filter(bool), st.integers(0, 30))
 def test_the_definition_in_the_librarys_order_of_bytes_is_the_library(text, merges):
     """The library numbers bytes by the letters it writes them with, which matters among equal counts only."""
-    letters = _byte_letters()
+    letters = byte_letters()
     byte_of = sorted(range(256), key=lambda byte: letters[byte])
     number = {byte: i for i, byte in enumerate(byte_of)}
     words = {tuple(number[byte] for byte in word.encode()): n for word, n in words_of(text).items()}

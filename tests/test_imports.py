@@ -12,7 +12,7 @@ import lmtutorial
 PACKAGE = Path(lmtutorial.__file__).parent
 FROM_TOP_TO_BOTTOM = """
     files.registry files.download files.pip_archive files.storage files.text corpora
-    words bpe vocabulary bpe_library tokenizers
+    words bpe vocabulary bpe_library bpe_published tokenizers
     batches
     models.cache models.token_cache models.ngram_counts models.ngram_discounts models.ngram models.lstm
     models.kv_cache models.kernels models.transformer
