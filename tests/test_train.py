@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from lmtutorial.batches import Batch, StreamBatches, WindowBatches
 from lmtutorial.checkpoint import load_checkpoint, load_model
 from lmtutorial.metrics import evaluate
 from lmtutorial.models.lstm import LSTM, LSTMConfig
+from lmtutorial.models.transformer import Transformer, TransformerConfig
 from lmtutorial.tensorfile import read_tree
 from lmtutorial.train import TrainConfig, train
 
@@ -441,3 +443,129 @@ def test_what_cannot_be_resumed_is_refused(tmp_path):
 def test_a_config_that_makes_no_sense_is_refused_with_the_value(options, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**options)
+
+
+def transformer(**options):
+    torch.manual_seed(0)
+    return Transformer(TransformerConfig(VOCAB, context=8, width=16, layers=2, heads=2, **options)).double()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize(
+    "make", [transformer, lambda: lstm(dropout=0.0).double()], ids=["transformer", "lstm"]
+)
+def test_batches_that_are_accumulated_equal_one_large_batch(make, optimizer):
+    """Also where they hold different numbers of targets: the sum is divided once, by all of them."""
+    options = {"steps": 6, "warmup": 0, "clip": 0.1, "log_every": 1, "optimizer": optimizer}
+    whole, parts = make(), make()
+    rows = list(WindowBatches(TOKENS, batch=4, time=8))
+    halves = [Batch(b.inputs[half], b.targets[half]) for b in rows for half in (slice(2), slice(2, 4))]
+    one = train(whole, rows, TrainConfig(**options))
+    two = train(parts, halves, TrainConfig(**options, accumulation=2))
+    assert one.train_loss == pytest.approx(two.train_loss)
+    assert one.gradient_norm == pytest.approx(two.gradient_norm)
+    tolerance = 1e-9 if optimizer == "adamw" else 1e-2  # Muon computes in bfloat16
+    torch.testing.assert_close(weights(whole), weights(parts), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    "options", [{"optimizer": "muon"}, {"ema": 0.9}, {"accumulation": 2}, {"skip_spikes": 3.0}]
+)
+def test_every_way_to_train_goes_on_bit_for_bit(tmp_path, options):
+    config = TrainConfig(steps=10, warmup=3, log_every=3, eval_every=5, schedule="constant", **options)
+    whole, model = transformer(dropout=0.3), transformer(dropout=0.3)
+    expected = train(whole, windows(), config, validation=windows())
+    begun = dataclasses.replace(config, steps=5, out=tmp_path)
+    train(transformer(dropout=0.3), windows(), begun, validation=windows())
+    history = train(model, windows(), config, validation=windows(), resume=tmp_path)
+    assert torch.equal(weights(model), weights(whole))
+    assert history.validation_loss[-1] == expected.validation_loss[-1]
+
+
+def test_the_average_of_the_weights_is_what_is_measured_kept_and_left_in_the_model(tmp_path):
+    decay, steps = 0.8, 12
+    config = TrainConfig(steps=1, schedule="constant", warmup=0, learning_rate=0.05)
+    plain, average, trail = lstm(dropout=0.0), None, []
+    average = weights(plain)
+    for step in range(steps):  # the run without an average, looked at after each update
+        trail = lstm(dropout=0.0)
+        train(trail, streams(), dataclasses.replace(config, steps=step + 1))
+        average = average + (1 - min(decay, (1 + step) / (10 + step))) * (weights(trail) - average)
+    averaged = lstm(dropout=0.0)
+    config = dataclasses.replace(config, steps=steps, ema=decay, out=tmp_path, eval_every=steps)
+    history = train(averaged, streams(), config, validation=held_out())
+    torch.testing.assert_close(weights(averaged), average, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(weights(load_model(tmp_path / "best.safetensors")), weights(averaged))
+    torch.testing.assert_close(weights(load_model(tmp_path / "last.safetensors")), weights(trail))
+    assert history.validation_loss[-1] == pytest.approx(evaluate(averaged, held_out()).loss)
+
+
+class Poisoned:
+    """Batches of which one makes the loss explode: its model multiplies its logits by `factor`."""
+
+    def __init__(self, model, at, factor):
+        self.model, self.at, self.factor, self.calls = model, at, factor, 0
+        model.head.register_forward_hook(self.hook)
+
+    def hook(self, _module, _inputs, logits):
+        self.calls += self.model.training
+        return logits * self.factor if self.model.training and self.calls == self.at else logits
+
+
+@pytest.mark.parametrize("factor", [1e4, math.nan], ids=["a spike", "not a number"])
+def test_an_update_with_an_unusual_gradient_is_left_out(factor):
+    model = lstm(dropout=0.0)
+    Poisoned(model, at=30, factor=factor)
+    before, after = [], []
+    model.register_forward_pre_hook(lambda m, _: (before if len(before) < 30 else after).append(weights(m)))
+    config = TrainConfig(steps=40, skip_spikes=5.0, log_every=5, clip=None)
+    history = train(model, streams(), config)
+    assert history.skipped == [0] * 5 + [1] * 3
+    assert torch.equal(before[-1], after[0])
+    assert all(math.isfinite(loss) for loss in history.train_loss)
+
+
+def test_a_run_of_nothing_but_unusual_gradients_ends():
+    model = lstm()
+    model.head.register_forward_hook(lambda _m, _i, logits: logits * math.nan)
+    with pytest.raises(FloatingPointError, match="20 updates in a row were skipped"):
+        train(model, streams(), TrainConfig(steps=100, skip_spikes=5.0, log_every=5))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "wsd"])
+def test_a_token_limit_ends_the_run_and_its_schedule_with_it(schedule):
+    config = TrainConfig(steps=None, max_tokens=24 * 30, schedule=schedule, warmup=2, floor=0.0, log_every=1)
+    history = train(lstm(), StreamBatches(TOKENS * 2, batch=3, time=8), config)
+    assert history.stopped == "tokens"
+    assert sum(1 for _ in history.step) == pytest.approx(30, abs=2)
+    assert history.learning_rate[-1] < 0.15 * config.learning_rate
+
+
+def test_the_gradients_length_is_logged_before_clipping():
+    rows = {}
+    for clip in (None, 1e-3):
+        rows[clip] = train(lstm(dropout=0.0), streams(), TrainConfig(steps=1, clip=clip, log_every=1))
+    assert rows[None].gradient_norm == rows[1e-3].gradient_norm
+    assert rows[None].gradient_norm[0] > 1e-3
+
+
+def test_tensorboard_gets_the_rows_of_the_log(tmp_path):
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = TrainConfig(steps=20, log_every=5, out=tmp_path, tensorboard=True)
+    history = train(lstm(), streams(), config)
+    events = accumulators.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    logged = [event.value for event in events.Scalars("train_loss")]
+    assert logged == pytest.approx(history.train_loss)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="compiling for a CPU needs a C++ compiler")
+@pytest.mark.timeout(600)
+def test_a_compiled_run_learns_the_same_and_its_checkpoint_has_plain_names(tmp_path):
+    """Slow: the compiler takes about half a minute."""
+    options = {"steps": 8, "warmup": 0, "eval_every": 8, "log_every": 1}
+    plain = train(transformer().float(), windows(), TrainConfig(**options), validation=windows())
+    config = TrainConfig(**options, compile=True, out=tmp_path)
+    compiled = train(transformer().float(), windows(), config, validation=windows())
+    assert compiled.train_loss == pytest.approx(plain.train_loss, rel=1e-4)
+    load_checkpoint(tmp_path / "best.safetensors", model=transformer().float())
