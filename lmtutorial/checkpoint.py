@@ -20,7 +20,10 @@ from lmtutorial.tensorfile import read_tree, write_tree
 VERSION = 1
 """Of what a checkpoint holds; a newer one is refused."""
 
-KINDS = {"lstm": ("lmtutorial.models.lstm", "LSTM", "LSTMConfig")}
+KINDS = {
+    "lstm": ("lmtutorial.models.lstm", "LSTM", "LSTMConfig"),
+    "transformer": ("lmtutorial.models.transformer", "Transformer", "TransformerConfig"),
+}
 """Kinds of model that can be built from a checkpoint alone: (module, class, class of its `config`)."""
 
 

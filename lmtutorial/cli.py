@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import shlex
 import sys
@@ -17,21 +16,19 @@ from typing import Annotated, Any
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import tyro
 from tqdm.auto import tqdm
 
-from lmtutorial.batches import StreamBatches
+from lmtutorial.build import build_batches, build_model, build_tokenizer, held_out_batches
 from lmtutorial.checkpoint import find_checkpoint, load_model
-from lmtutorial.commands import Corpora, Evaluate, Generate, Train, store, stored
-from lmtutorial.corpora import Corpus, DownloadError, list_corpora, load_corpus
+from lmtutorial.commands import DEFAULTS, Corpora, Evaluate, Generate, Train, store, stored
+from lmtutorial.corpora import DownloadError, list_corpora, load_corpus
 from lmtutorial.decode.sampling import sample
 from lmtutorial.devices import choose_device
 from lmtutorial.metrics import Evaluation, evaluate
 from lmtutorial.models.cache import LanguageModel
-from lmtutorial.models.lstm import LSTM
-from lmtutorial.tokenizers import BPETokenizer, CharTokenizer, Tokenizer, WordTokenizer, load_tokenizer
+from lmtutorial.tokenizers import Tokenizer, load_tokenizer
 from lmtutorial.train import TrainConfig, train
 
 
@@ -56,11 +53,12 @@ def _fail(error: Exception, code: int) -> int:
 
 
 def _parse(arguments: list[str]) -> Train | Evaluate | Generate | Corpora:
-    """The command; with `train --resume FOLDER`, the flags that the run began with are the defaults."""
+    """The command. The defaults of `train` are those of the model's kind, or of the run that is resumed."""
     before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     before.add_argument("--resume", type=Path)
-    resume = before.parse_known_args(arguments)[0].resume
-    default = Train() if resume is None else stored(resume)
+    before.add_argument("--model")
+    first, _ = before.parse_known_args(arguments)
+    default = DEFAULTS.get(first.model, Train()) if first.resume is None else stored(first.resume)
     commands: Any = (
         Annotated[Train, tyro.conf.subcommand("train", default=default)]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
@@ -81,18 +79,19 @@ def _train(command: Train) -> int:
     out, device = _folder(command), choose_device(command.device)
     corpus = load_corpus(command.corpus)
     if command.resume is None:
-        tokenizer = _tokenizer(command, corpus)
+        tokenizer = build_tokenizer(command, corpus)
     else:
         tokenizer = load_tokenizer(command.resume / "tokenizer.json")
     tokens = tokenizer.encode_array(corpus.text("train"))
-    held_out = _held_out(tokenizer.encode_array(corpus.text("validation")))
-    batches = StreamBatches(tokens, command.batch, command.time)
     torch.manual_seed(command.training.seed)
-    model = LSTM(dataclasses.replace(command.lstm, vocab_size=tokenizer.vocab_size)).to(device)
+    model = build_model(command, tokenizer.vocab_size).to(device)
+    batches = build_batches(command, tokens)
+    held_out = held_out_batches(model, tokenizer.encode_array(corpus.text("validation")))
     parameters = sum(p.numel() for p in model.parameters())
     print(
         f"{corpus.name}: {len(tokens):,} tokens to train on, {len(held_out.tokens):,} to validate, "
-        f"{tokenizer.vocab_size:,} kinds ({tokenizer.kind}); LSTM of {parameters:,} parameters on {device}",
+        f"{tokenizer.vocab_size:,} kinds ({tokenizer.kind}); {command.model} of {parameters:,} parameters "
+        f"on {device}",
         flush=True,
     )
     out.mkdir(parents=True, exist_ok=True)
@@ -106,7 +105,7 @@ def _train(command: Train) -> int:
         print(f"go on with:  lmtutorial train --resume {shlex.quote(str(out))}")
         return 130
     best = load_model(find_checkpoint(out, "best", "last"), device)
-    print(f"validation: {_describe(evaluate(best, held_out, token_bytes=tokenizer.token_bytes))}")
+    print(f"validation: {_describe(evaluate(best, held_out, token_bytes=tokenizer.token_bytes), best)}")
     print(f"write with it:  lmtutorial generate --checkpoint {shlex.quote(str(out))}")
     return 0
 
@@ -127,6 +126,7 @@ def _folder(command: Train) -> Path:
 _WHY = {
     "steps": "all steps are done (--steps)",
     "time": "the time is up (--max-seconds)",
+    "tokens": "all tokens are read (--max-tokens)",
     "patience": "the validation loss no longer falls (--patience)",
     "interrupted": "Ctrl-C; all is saved",
     "": "nothing was left to do; more --steps or --max-seconds would go on",
@@ -137,8 +137,8 @@ def _evaluate(command: Evaluate) -> int:
     path, model, tokenizer = _load(command.checkpoint, command.device)
     corpus = load_corpus(stored(path.parent).corpus if command.corpus is None else command.corpus)
     tokens = tokenizer.encode_array(corpus.text(command.split))
-    result = evaluate(model, _held_out(tokens), token_bytes=tokenizer.token_bytes)
-    print(f"{corpus.name}, {command.split}: {_describe(result)}")
+    result = evaluate(model, held_out_batches(model, tokens), token_bytes=tokenizer.token_bytes)
+    print(f"{corpus.name}, {command.split}: {_describe(result, model)}")
     return 0
 
 
@@ -151,7 +151,9 @@ def _generate(command: Generate) -> int:
         name: getattr(command, name)
         for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     }
-    texts = sample(model, [prompt] * command.samples, command.max_new_tokens, eos=tokenizer.eos, **options)
+    room = command.max_new_tokens if model.context is None else max(0, model.context - len(prompt))
+    steps = min(command.max_new_tokens, room)
+    texts = sample(model, [prompt] * command.samples, steps, eos=tokenizer.eos, **options)
     for number, text in enumerate(texts):
         print("-" * 72 if number else "", end="\n" if number else "")
         print((command.prompt + tokenizer.decode(text.tokens)).strip("\n"))
@@ -166,22 +168,6 @@ def _corpora(command: Corpora) -> int:
     return 0
 
 
-def _tokenizer(command: Train, corpus: Corpus) -> Tokenizer:
-    """Learned from the training text alone."""
-    text, size = corpus.text("train"), command.lstm.vocab_size
-    if command.tokenizer == "char":
-        return CharTokenizer.train(text, unk=True)  # the held-out text may use others
-    if command.tokenizer == "bpe":
-        return BPETokenizer.train(text, vocab_size=size)
-    style = "wikitext" if corpus.name == "wikitext-2" else "plain"
-    return WordTokenizer.train(text, vocab_size=size, style=style)
-
-
-def _held_out(tokens: npt.NDArray[np.unsignedinteger[Any]]) -> StreamBatches:
-    """A text to be measured on: few streams, so that few tokens have lost what came before them."""
-    return StreamBatches(tokens, batch=8, time=256)
-
-
 def _load(checkpoint: Path, device: str) -> tuple[Path, LanguageModel, Tokenizer]:
     """The checkpoint's path, its model, and the tokenizer beside it."""
     path = find_checkpoint(checkpoint, "best", "last")
@@ -191,10 +177,12 @@ def _load(checkpoint: Path, device: str) -> tuple[Path, LanguageModel, Tokenizer
     return path, load_model(path, choose_device(device)), load_tokenizer(beside)
 
 
-def _describe(result: Evaluation) -> str:
+def _describe(result: Evaluation, model: LanguageModel) -> str:
+    context = "" if model.context is None else f", each after {model.context // 2} to {model.context} tokens"
     return (
         f"loss {result.loss:.3f} nats per token, perplexity {result.perplexity:.2f}, "
-        f"{result.bits_per_byte:.3f} bits per byte ({result.tokens:,} tokens, {result.bytes:,} bytes)"
+        f"{result.bits_per_byte:.3f} bits per byte "
+        f"({result.tokens:,} tokens, {result.bytes:,} bytes{context})"
     )
 
 

@@ -9,34 +9,52 @@ from pathlib import Path
 from typing import Literal
 
 from lmtutorial.corpora import list_corpora
-from lmtutorial.models.lstm import LSTMConfig
-from lmtutorial.train import TrainConfig
+from lmtutorial.train_config import TrainConfig
 
-MODEL = LSTMConfig(vocab_size=2000, width=256)
+ModelKind = Literal["lstm", "gpt2", "modern"]
 TRAINING = TrainConfig(
     steps=None, max_seconds=60.0, learning_rate=1e-2, eval_every=500, out=Path("runs/demo")
 )
 
 
 @dataclass(frozen=True)
+class Size:
+    """The size of a model, whatever its kind."""
+
+    vocab_size: int = 2000
+    """How many tokens the tokenizer may have."""
+    width: int = 256
+    """The size of the embedding and of each layer's state."""
+    layers: int = 1
+    """How many layers lie on each other."""
+    heads: int = 4
+    """How many attention heads a layer of a Transformer has."""
+    kv_heads: int | None = None
+    """How many key-value heads they share (modern only). None: each head has its own."""
+    dropout: float = 0.0
+    """The share of activations dropped in training."""
+
+
+@dataclass(frozen=True)
 class Train:
     """Train a language model on a text, and keep it in a folder.
 
-    Without flags: a minute on Shakespeare. Ctrl-C saves and says how to go on.
+    Without flags: a minute on Shakespeare. Ctrl-C saves and says how to go on. The defaults of size and
+    training are those that suit the kind of model.
     """
 
     corpus: str = "shakespeare"
     """The text: a name that `lmtutorial corpora` lists, or the path of your own UTF-8 file."""
     tokenizer: Literal["char", "word", "bpe"] = "bpe"
     """How to cut the text into tokens: characters, words, or pieces of words learned from it."""
-    model: Literal["lstm"] = "lstm"
-    """The kind of model."""
-    lstm: LSTMConfig = MODEL
+    model: ModelKind = "lstm"
+    """The kind of model: an LSTM, GPT-2's Transformer, or one with rotary positions, RMSNorm and SwiGLU."""
+    size: Size = Size()
     """The size of the model."""
     batch: int = 32
     """How many places of the text to read side by side."""
     time: int = 32
-    """How many tokens to read before each update."""
+    """How many tokens to read before each update; the context of a Transformer."""
     training: TrainConfig = TRAINING
     """How to train it."""
     device: str = "auto"
@@ -45,6 +63,34 @@ class Train:
     """The folder of a run to go on with; its flags are kept where none are given."""
     overwrite: bool = False
     """Replace a run that is in the folder already."""
+
+
+LSTM_DEFAULTS = Train()
+MODERN_DEFAULTS = dataclasses.replace(
+    LSTM_DEFAULTS,
+    model="modern",
+    size=Size(width=128, layers=6, heads=2),
+    batch=16,
+    time=128,
+    training=dataclasses.replace(
+        LSTM_DEFAULTS.training,
+        optimizer="muon",
+        learning_rate=1.5e-2,
+        betas=(0.9, 0.95),
+        schedule="linear",
+        warmup=10,
+        floor=0.0,
+        weight_decay=0.1,
+        clip=None,
+    ),
+)
+GPT2_DEFAULTS = dataclasses.replace(
+    MODERN_DEFAULTS,
+    model="gpt2",
+    training=dataclasses.replace(MODERN_DEFAULTS.training, optimizer="adamw", learning_rate=3e-3, clip=1.0),
+)
+DEFAULTS = {command.model: command for command in (LSTM_DEFAULTS, GPT2_DEFAULTS, MODERN_DEFAULTS)}
+"""By kind of model: what `train` does where no flag says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +118,7 @@ class Generate:
     samples: int = 3
     """How many texts to write."""
     max_new_tokens: int = 200
-    """How long each text gets, in tokens."""
+    """How long each text gets, in tokens; with the prompt at most the model's context."""
     temperature: float = 0.8
     """Below 1 safer, above 1 bolder, 0 always the likeliest token."""
     top_k: int | None = None
@@ -113,7 +159,7 @@ def stored(folder: Path) -> Train:
     try:
         flags = json.loads(path.read_text())
         training = {**flags["training"], "betas": tuple(flags["training"]["betas"]), "out": folder}
-        flags |= {"lstm": LSTMConfig(**flags["lstm"]), "training": TrainConfig(**training)}
+        flags |= {"size": Size(**flags["size"]), "training": TrainConfig(**training)}
         return dataclasses.replace(Train(**flags), resume=folder)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not hold the flags of a run: {error}") from error

@@ -14,7 +14,7 @@ import sys
 import pytest
 import torch
 
-from lmtutorial.batches import StreamBatches
+from lmtutorial.batches import SlidingWindows, StreamBatches
 from lmtutorial.checkpoint import load_model
 from lmtutorial.cli import main
 from lmtutorial.corpora import load_corpus
@@ -100,6 +100,27 @@ def test_every_tokenizer_trains_and_writes(text, tmp_path, tokenizer, capsys):
     assert main(["train", *flags, "--out", str(tmp_path / "run")]) == 0
     assert "bits per byte" in capsys.readouterr().out
     assert main(["generate", "--checkpoint", str(tmp_path / "run"), "--prompt", "the king"]) == 0
+    assert capsys.readouterr().out.startswith("the king")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "modern"])
+def test_a_transformer_trains_stops_goes_on_is_measured_and_writes(text, tmp_path, kind, capsys):
+    out = str(tmp_path / "run")
+    flags = ["--model", kind, "--corpus", str(text), "--tokenizer", "char", "--layers", "2", *SMALL]
+    assert main(["train", *flags, "--steps", "20", "--learning-rate", "0.01", "--out", out]) == 0
+    assert main(["train", "--resume", out, "--steps", "40"]) == 0
+    trained = load_model(f"{out}/best.safetensors")
+    assert (trained.config.position, trained.context) == ("learned" if kind == "gpt2" else "rotary", 16)
+    stored = json.loads((tmp_path / "run" / "command.json").read_text())["training"]
+    assert stored["optimizer"] == ("adamw" if kind == "gpt2" else "muon")
+    capsys.readouterr()
+    assert main(["evaluate", "--checkpoint", out, "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    tokenizer = load_tokenizer(tmp_path / "run" / "tokenizer.json")
+    windows = SlidingWindows(tokenizer.encode_array(load_corpus(text).text("validation")), 4, 16, 8)
+    assert f"loss {evaluate(trained, windows).loss:.3f} nats per token" in printed
+    assert "each after 8 to 16 tokens" in printed
+    assert main(["generate", "--checkpoint", out, "--prompt", "the king", "--samples", "1"]) == 0
     assert capsys.readouterr().out.startswith("the king")
 
 
