@@ -30,13 +30,18 @@ def write_tree(path: str | Path, tree: dict[str, Any]) -> Path:
     """
     from safetensors.torch import save  # not save_file, whose own temporary files outlive a kill
 
-    path = Path(path)
     tensors: dict[str, Tensor] = {}
     metadata = {KEY: json.dumps(_pack(tree, "", tensors), allow_nan=False)}
+    return write_whole(path, save(tensors, metadata))
+
+
+def write_whole(path: str | Path, content: bytes) -> Path:
+    """Write a file whole or not at all, as `write_tree` does."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".partial")
     try:
-        beside.write_bytes(save(tensors, metadata))
+        beside.write_bytes(content)
         _flush(beside)
         os.replace(beside, path)
     except BaseException:
