@@ -219,7 +219,7 @@ def test_other_safetensors_files_and_unknown_kinds_are_refused(tmp_path):
     with pytest.raises(ValueError, match="not one of lmtutorial's"):
         load_model(tmp_path / "other.safetensors")
     path = save_checkpoint(tmp_path / "x.safetensors", model=nn.Linear(3, 2))
-    with pytest.raises(ValueError, match=r"holds a model of kind 'Linear'; lstm can be built"):
+    with pytest.raises(ValueError, match=r"holds a model of kind 'Linear'; lstm, transformer can be built"):
         load_model(path)
     with pytest.raises(FileNotFoundError, match=r"missing\.safetensors"):
         load_model(tmp_path / "missing.safetensors")

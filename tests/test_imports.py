@@ -18,7 +18,7 @@ FROM_TOP_TO_BOTTOM = """
     models.kv_cache models.kernels models.transformer
     losses metrics optim optimizer_groups schedules
     devices tensorfile checkpoint distributed
-    hf_config hugging_face gguf_file
+    hf_config hugging_face gguf_file pretrained
     train_config weight_average runs update resume train
     decode.noise decode.logits decode.prompts decode.sampling
     plot_digest plots
@@ -62,7 +62,7 @@ def test_decoders_know_no_model():
 
 def test_importing_models_training_and_decoding_loads_no_heavy_extra():
     code = (
-        "import sys, lmtutorial.train, lmtutorial.decode.sampling, lmtutorial.gguf_file\n"
+        "import sys, lmtutorial.train, lmtutorial.decode.sampling, lmtutorial.pretrained\n"
         "heavy = {'matplotlib', 'tokenizers', 'sacrebleu', 'transformers', 'tyro', 'IPython', 'gguf'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
