@@ -28,10 +28,11 @@ $(READY): pyproject.toml constraints.txt
 
 setup: $(READY) ## make .venv and install everything into it
 
-data: $(READY)
+data: $(READY) ## fetch, once, the plays (5 MB) and a small pre-trained model (93 MB)
 	@$(PY) -c 'from lmtutorial.corpora import load_corpus; load_corpus("shakespeare")'
+	@$(PY) -c 'from lmtutorial.pretrained import fetch_pretrained; fetch_pretrained("smollm2-135m")'
 
-book: data site ## set up, fetch the text, build the site
+book: data site ## set up, fetch the texts and a model, build the site
 
 site: $(READY)
 	$(BUILD)
