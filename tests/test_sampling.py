@@ -12,7 +12,9 @@ from lmtutorial.decode import sampling
 from lmtutorial.decode.logits import to_probs
 from lmtutorial.decode.sampling import greedy, sample, stream
 from lmtutorial.models.lstm import LSTM, LSTMConfig
+from lmtutorial.models.mixture import Mixture
 from lmtutorial.models.ngram import NGram
+from lmtutorial.models.transformer import Transformer, TransformerConfig
 
 VOCAB = 12
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
@@ -33,11 +35,24 @@ def random_ngram(seed=0, **options):
     return NGram.train(text, order=3, vocab_size=VOCAB, **options)
 
 
+def random_transformer(seed=0, device="cpu", **config):
+    torch.manual_seed(seed)
+    shape = TransformerConfig(VOCAB, context=64, width=16, layers=2, heads=4, dropout=0.5, **config)
+    model = Transformer(shape).to(device, torch.float64).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.5)
+    return model
+
+
 MODELS = {
     "history": HistoryModel(VOCAB),
     "history with ties": HistoryModel(VOCAB, ties=True),
     "n-gram": random_ngram(),
     "n-gram with zeros": random_ngram(smoothing="none"),
+    "mixture": Mixture(random_lstm(), random_ngram(), torch.tensor([0.2, 0.5, 0.8])),
+    "transformer": random_transformer(kv_heads=2, qk_norm=True),
+    "gpt2": random_transformer(position="learned", norm="layer", mlp="gelu"),
     **{f"lstm on {device}": random_lstm(device=device, dropout=0.5) for device in DEVICES},
 }
 models = st.sampled_from(list(MODELS.values()))

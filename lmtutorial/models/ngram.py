@@ -149,6 +149,17 @@ class NGram:
 
     def __call__(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """Logits, here log-probabilities, of each next token: (batch, time) int64 -> (batch, time, vocab)."""
+        return self.predict(tokens, cache)[0]
+
+    def predict(self, tokens: Tensor, cache: Cache | None = None) -> tuple[Tensor, Tensor]:
+        """The log-probabilities of each next token, and how many tokens before it were seen in training.
+
+        tokens (batch, time) int64 -> (batch, time, vocab), and (batch, time) int64 from 0 to `order - 1`: the
+        length of the longest end of the text so far that the training text has, too.
+
+        >>> NGram.train([0, 1, 0, 1, 0, 2], order=3, vocab_size=3).predict(torch.tensor([[0, 1, 1]]))[1]
+        tensor([[1, 2, 1]])
+        """
         history = _check_tokens(tokens.numpy(), self.vocab_size, 2)
         if cache is not None:
             if not isinstance(cache, TokenCache):
@@ -157,10 +168,11 @@ class NGram:
                 )
             history = cache.extend(history)
         time = tokens.shape[1]
-        ids = self._ids(history, self.order - 1)
-        rows = self._rows([i[:, i.shape[1] - time :].reshape(-1) for i in ids])
+        ids = [i[:, i.shape[1] - time :] for i in self._ids(history, self.order - 1)]
+        rows = self._rows([i.reshape(-1) for i in ids])
         with np.errstate(divide="ignore"):
-            return torch.from_numpy(np.log(rows, out=rows)).view(*tokens.shape, self.vocab_size)
+            logits = torch.from_numpy(np.log(rows, out=rows)).view(*tokens.shape, self.vocab_size)
+        return logits, torch.from_numpy(sum((i >= 0).astype(np.int64) for i in ids[1:]) + 0 * ids[0])
 
     def new_cache(self, batch: int, max_len: int | None) -> TokenCache:
         """An empty cache, see `LanguageModel.new_cache`; an endless one keeps the last `order - 1` tokens."""
