@@ -1,10 +1,11 @@
-"""The command line: `lmtutorial train | evaluate | generate | corpora`. The only module that prints."""
+"""The command line: `lmtutorial train | evaluate | generate | corpora | repro`. Nothing else prints."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import shlex
+import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,12 +23,14 @@ from tqdm.auto import tqdm
 
 from lmtutorial.build import build_batches, build_model, build_tokenizer, held_out_batches
 from lmtutorial.checkpoint import find_checkpoint, load_model
-from lmtutorial.commands import DEFAULTS, Corpora, Evaluate, Generate, Train, store, stored
+from lmtutorial.commands import DEFAULTS, Corpora, Evaluate, Generate, Repro, Train, store, stored
 from lmtutorial.corpora import DownloadError, list_corpora, load_corpus
 from lmtutorial.decode.sampling import sample
 from lmtutorial.devices import choose_device
+from lmtutorial.ledger import read_results, record
 from lmtutorial.metrics import Evaluation, evaluate
 from lmtutorial.models.cache import LanguageModel
+from lmtutorial.repro import RECIPES, beside, reproduce
 from lmtutorial.tokenizers import Tokenizer, load_tokenizer
 from lmtutorial.train import TrainConfig, train
 
@@ -52,7 +55,7 @@ def _fail(error: Exception, code: int) -> int:
     return code
 
 
-def _parse(arguments: list[str]) -> Train | Evaluate | Generate | Corpora:
+def _parse(arguments: list[str]) -> Train | Evaluate | Generate | Corpora | Repro:
     """The command. The defaults of `train` are those of the model's kind, or of the run that is resumed."""
     before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     before.add_argument("--resume", type=Path)
@@ -64,8 +67,9 @@ def _parse(arguments: list[str]) -> Train | Evaluate | Generate | Corpora:
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Generate, tyro.conf.subcommand("generate")]
         | Annotated[Corpora, tyro.conf.subcommand("corpora")]
+        | Annotated[Repro, tyro.conf.subcommand("repro")]
     )
-    command: Train | Evaluate | Generate | Corpora = tyro.cli(
+    command: Train | Evaluate | Generate | Corpora | Repro = tyro.cli(
         commands,
         prog="lmtutorial",
         description="Train small language models, measure them, and write with them.",
@@ -186,6 +190,23 @@ def _describe(result: Evaluation, model: LanguageModel) -> str:
     )
 
 
+def _repro(command: Repro) -> int:
+    stored_results = read_results()
+    if command.id is None:
+        for name, recipe in RECIPES.items():
+            print(f"{name}\n    {recipe.what}\n    {beside(name, stored_results.get(name))}")
+        return 0
+    values, seeds, seconds = reproduce(
+        command.id, command.seeds, lambda seed, value: print(f"seed {seed}: {value:.4f}", flush=True)
+    )
+    recipe = RECIPES[command.id]
+    print(f"{command.id}: {statistics.fmean(values):.4f} {recipe.unit}, {seconds:.0f} s a seed")
+    print(f"stored: {beside(command.id, stored_results.get(command.id))}")
+    if command.record:
+        record(command.id, values, seeds, unit=recipe.unit, config=recipe.config, seconds=seconds)
+    return 0
+
+
 @contextmanager
 def _bar(config: TrainConfig) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A progress bar, off when the output is no terminal, and a line at each look at the validation text."""
@@ -209,6 +230,7 @@ _COMMANDS: dict[type[Any], Callable[[Any], int]] = {
     Evaluate: _evaluate,
     Generate: _generate,
     Corpora: _corpora,
+    Repro: _repro,
 }
 
 if __name__ == "__main__":

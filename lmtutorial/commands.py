@@ -6,7 +6,9 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from lmtutorial.corpora import list_corpora
 from lmtutorial.train_config import TrainConfig
@@ -138,6 +140,21 @@ class Generate:
 @dataclass(frozen=True)
 class Corpora:
     """List the texts that can be had by name."""
+
+
+@dataclass(frozen=True)
+class Repro:
+    """Make a result that the book states again, beside the stored one and what others published.
+
+    Without an id: list all results.
+    """
+
+    id: Annotated[str | None, tyro.conf.Positional] = None
+    """Which result."""
+    seeds: tuple[int, ...] | None = None
+    """The seeds to run. None: those of the stored result."""
+    record: bool = False
+    """Append what came out to the ledger."""
 
 
 def store(command: Train, folder: Path) -> None:
