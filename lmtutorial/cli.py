@@ -30,6 +30,7 @@ from lmtutorial.devices import choose_device
 from lmtutorial.ledger import read_results, record
 from lmtutorial.metrics import Evaluation, evaluate
 from lmtutorial.models.cache import LanguageModel
+from lmtutorial.pretrained import list_pretrained, load_pretrained
 from lmtutorial.repro import RECIPES, beside, reproduce
 from lmtutorial.tokenizers import Tokenizer, load_tokenizer
 from lmtutorial.train import TrainConfig, train
@@ -138,8 +139,9 @@ _WHY = {
 
 
 def _evaluate(command: Evaluate) -> int:
-    path, model, tokenizer = _load(command.checkpoint, command.device)
-    corpus = load_corpus(stored(path.parent).corpus if command.corpus is None else command.corpus)
+    model, tokenizer, folder = _load(command.checkpoint, command.device)
+    trained_on = stored(folder).corpus if folder and not command.corpus else "shakespeare"
+    corpus = load_corpus(command.corpus or trained_on)
     tokens = tokenizer.encode_array(corpus.text(command.split))
     result = evaluate(model, held_out_batches(model, tokens), token_bytes=tokenizer.token_bytes)
     print(f"{corpus.name}, {command.split}: {_describe(result, model)}")
@@ -149,7 +151,7 @@ def _evaluate(command: Evaluate) -> int:
 def _generate(command: Generate) -> int:
     if command.samples < 1:
         raise ValueError(f"samples is {command.samples}; it must be at least 1")
-    _, model, tokenizer = _load(command.checkpoint, command.device)
+    model, tokenizer, _ = _load(command.checkpoint, command.device)
     prompt = tokenizer.encode(command.prompt)
     options = {
         name: getattr(command, name)
@@ -172,13 +174,17 @@ def _corpora(command: Corpora) -> int:
     return 0
 
 
-def _load(checkpoint: Path, device: str) -> tuple[Path, LanguageModel, Tokenizer]:
-    """The checkpoint's path, its model, and the tokenizer beside it."""
+def _load(checkpoint: str, device: str) -> tuple[LanguageModel, Tokenizer, Path | None]:
+    """A model, its tokenizer, and the folder of its run; None for a model that is known by name."""
+    if checkpoint in {info.name for info in list_pretrained()} and not Path(checkpoint).exists():
+        model, tokenizer, _ = load_pretrained(checkpoint, device)
+        return model, tokenizer, None
     path = find_checkpoint(checkpoint, "best", "last")
     beside = path.parent / "tokenizer.json"
     if not beside.is_file():
         raise FileNotFoundError(f"there is no tokenizer beside {path}: {beside} is missing")
-    return path, load_model(path, choose_device(device)), load_tokenizer(beside)
+    model = load_model(path, choose_device(device))
+    return model, load_tokenizer(beside), path.parent
 
 
 def _describe(result: Evaluation, model: LanguageModel) -> str:

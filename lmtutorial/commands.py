@@ -99,8 +99,8 @@ DEFAULTS = {command.model: command for command in (LSTM_DEFAULTS, GPT2_DEFAULTS,
 class Evaluate:
     """Measure how well a trained model predicts a text: loss, perplexity, bits per byte."""
 
-    checkpoint: Path = Path("runs/demo")
-    """The folder of a run (its best weights are taken), or a checkpoint in it."""
+    checkpoint: str = "runs/demo"
+    """The folder of a run (its best weights are taken), a checkpoint in it, or a name: smollm2-135m."""
     split: Literal["train", "validation", "test"] = "validation"
     """Which part of the text."""
     corpus: str | None = None
@@ -113,8 +113,8 @@ class Evaluate:
 class Generate:
     """Write text with a trained model."""
 
-    checkpoint: Path = Path("runs/demo")
-    """The folder of a run (its best weights are taken), or a checkpoint in it."""
+    checkpoint: str = "runs/demo"
+    """The folder of a run (its best weights are taken), a checkpoint in it, or a name: smollm2-135m."""
     prompt: str = "\n"
     """What the text begins with."""
     samples: int = 3
