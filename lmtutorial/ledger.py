@@ -110,7 +110,7 @@ def record(
         unit,
         config,
         round(seconds, 1),
-        torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
+        torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
         os.cpu_count(),
         torch.__version__,
         _commit(),
@@ -121,7 +121,8 @@ def record(
     return row
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of this machine's processor."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
