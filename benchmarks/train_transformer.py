@@ -1,13 +1,14 @@
 """Training steps of a GPT: the package's model and update against transformers' GPT2LMHeadModel, in turns.
 
-The peer is `GPT2LMHeadModel` in a plain loop: its own logits, `F.cross_entropy`, clipping, fused AdamW, the same
-batches; dropout is off on both sides, and both have GPT-2's architecture and the same number of parameters. Ours
-is `lmtutorial.update.Updater`, what `train` calls for each update. "small" is nanoGPT's CPU model (4 layers, 128
-wide, block 64, batch 12), "medium" its Shakespeare model (6 layers, 384 wide, block 256) with a batch of 8.
+The peer is `GPT2LMHeadModel` in a plain loop: its own logits, `F.cross_entropy`, clipping, fused AdamW, the
+same batches; dropout is off on both sides, and both have GPT-2's architecture and the same number of
+parameters. Ours is `lmtutorial.update.Updater`, what `train` calls for each update. "small" is nanoGPT's
+CPU model (4 layers, 128 wide, block 64, batch 12), "medium" its Shakespeare model (6 layers, 384 wide,
+block 256) with a batch of 8.
 
-The bars: small at most 0.85 of the peer's time in float32; medium at most 0.60 of the peer's in float32, and no
-more than the peer's in bfloat16, with no more memory than the peer. Memory is the highest resident size of a
-fresh process that makes three updates, less what it was before the model was built.
+The bars: small at most 0.85 of the peer's time in float32; medium at most 0.60 of the peer's in float32,
+and no more than the peer's in bfloat16, with no more memory than the peer. Memory is the highest resident
+size of a fresh process that makes three updates, less what it was before the model was built.
 """
 
 import argparse
