@@ -44,6 +44,7 @@ lint: $(READY) ## style of the code, form of the notebooks
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) tools/notebooks.py --check
+	$(PY) tools/results_page.py --check
 
 types: $(READY) ## types of the package
 	$(PY) -m mypy

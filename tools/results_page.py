@@ -41,9 +41,9 @@ def _result(name: str, row: object) -> str:
 
 
 SPEED = (
-    "The newest row of each measurement in `benchmarks/results.jsonl`: ours beside another implementation of the "
-    "same work, in turns, in one process, medians of five. A ratio is ours to the other's, in the unit of the row: "
-    "above 1 is better for speeds, below 1 for times and memory."
+    "The newest row of each measurement in `benchmarks/results.jsonl`: ours beside another implementation of "
+    "the same work, in turns, in one process, medians of five. A ratio is ours to the other's, in the unit "
+    "of the row: above 1 is better for speeds, below 1 for times and memory."
 )
 
 
