@@ -19,7 +19,8 @@ class KVCache:
         """Room for `max_len` tokens a row, in the type and on the device of `like`."""
         if batch < 1 or max_len < 0:
             raise ValueError(f"a cache needs batch >= 1 and max_len >= 0, got {batch} and {max_len}")
-        self.keys = like.new_zeros(layers, batch, kv_heads, max_len, size)
+        shape = (layers, batch, kv_heads, max_len, size)
+        self.keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
         self.values = torch.zeros_like(self.keys)
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=like.device)
 

@@ -115,7 +115,7 @@ class LSTM(nn.Module):
     def new_cache(self, batch: int, max_len: int | None) -> LSTMCache | LSTMStream:
         """A cache that keeps the state after each of `max_len` tokens, or with None only the last state."""
         shape = (self.config.layers, batch, self.config.width)
-        blank = self.embedding.weight.new_zeros(shape)
+        blank = torch.zeros(shape, dtype=self.embedding.weight.dtype, device=self.device)
         return LSTMStream(blank) if max_len is None else LSTMCache(blank, max_len)
 
 
