@@ -14,7 +14,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from lmtutorial.distributed import Processes
 from lmtutorial.models.cache import LanguageModel
+from lmtutorial.sharding import gathered, spread
 from lmtutorial.tensorfile import read_tree, write_tree
 
 VERSION = 1
@@ -37,7 +39,8 @@ def save_checkpoint(
     """Write the model, and if given the optimizer and a `state`, to one file; returns its path.
 
     `state` is any nesting of dictionaries with string keys, lists, tuples, tensors and JSON values. A file
-    already there is replaced in one step, or on an error stays as it is.
+    already there is replaced in one step, or on an error stays as it is. In a `process_group` all processes
+    call it, and process 0 writes; tensors that are spread over them are whole in the file.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -46,16 +49,18 @@ def save_checkpoint(
     {'step': 7}
     """
     config = getattr(model, "config", None)
-    known = (type(model).__module__, type(model).__name__)
+    known = _own_class(model)
     tree = {
         "version": VERSION,
-        "kind": next((kind for kind, names in KINDS.items() if names[:2] == known), type(model).__name__),
+        "kind": next((kind for kind, names in KINDS.items() if names[:2] == known), known[1]),
         "config": dataclasses.asdict(cast(Any, config)) if dataclasses.is_dataclass(config) else None,
         "model": _tensors(model),
         "optimizer": None if optimizer is None else _moments(model, optimizer),
         "state": state or {},
     }
-    return write_tree(path, tree)
+    process = Processes.current().rank
+    tree = gathered(tree, keep=process == 0)
+    return write_tree(path, tree) if process == 0 else Path(path)
 
 
 def load_checkpoint(
@@ -78,9 +83,12 @@ def load_checkpoint(
         raise ValueError(f"{path} does not fit: " + "; ".join(faults))
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(saved[name])
+            tensor.copy_(spread(saved[name], like=tensor))
     if optimizer is not None:
-        moments = [tree["optimizer"][name] for name in _trained(model, optimizer)]
+        moments = [
+            {key: spread(moment, like=p) for key, moment in tree["optimizer"][name].items()}
+            for name, p in _trained(model, optimizer).items()
+        ]
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": dict(enumerate(moments)), "param_groups": groups})
     return cast(dict[str, Any], tree["state"])
@@ -136,6 +144,12 @@ def _read(path: str | Path) -> dict[str, Any]:
     if tree["version"] > VERSION:
         raise ValueError(f"{path} is a checkpoint of version {tree['version']}; this package reads {VERSION}")
     return tree
+
+
+def _own_class(model: nn.Module) -> tuple[str, str]:
+    """Module and name of a model's class; spreading a model puts a class of torch's before its own."""
+    classes = [(kind.__module__, kind.__name__) for kind in type(model).__mro__]
+    return next(names for names in classes if not names[0].startswith("torch.distributed."))
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

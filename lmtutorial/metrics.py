@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -67,11 +67,13 @@ def evaluate(
     batches: Iterable[Batch],
     *,
     token_bytes: npt.NDArray[np.int64] | None = None,
+    total: Callable[[float], float] = float,
 ) -> Evaluation:
     """The total negative log-likelihood of all target tokens of `batches`, dropout off.
 
     Where a batch `continues` the one before, the model's cache is carried over, so that no token loses its
-    context at a seam. `token_bytes` (vocab,) says how many bytes each token spells.
+    context at a seam. `token_bytes` (vocab,) says how many bytes each token spells. Where several processes
+    evaluate some rows each, `total` adds up what they found.
 
     Raises ValueError if `batches` holds no target.
 
@@ -90,11 +92,11 @@ def evaluate(
             cache = carried(model, cache, len(inputs), continues)
             nats += lm_loss(model(inputs, cache), targets).nats
             counts += torch.bincount(batch.targets[batch.targets != IGNORE].cpu(), minlength=len(counts))
-    tokens = int(counts.sum())
+    tokens = int(total(int(counts.sum())))
     if not tokens:
         raise ValueError("there is no target to evaluate on; give batches of a text of at least 2 tokens")
-    total_bytes = None if token_bytes is None else int(counts.numpy() @ token_bytes)
-    return Evaluation(float(nats), tokens, total_bytes)
+    total_bytes = None if token_bytes is None else int(total(int(counts.numpy() @ token_bytes)))
+    return Evaluation(total(nats.item()), tokens, total_bytes)
 
 
 @contextmanager

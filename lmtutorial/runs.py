@@ -89,6 +89,8 @@ class Progress:
     """The target tokens of the run."""
     step: int = 0
     """The updates of the run, made or skipped."""
+    saved_step: int = 0
+    """How many of them the last checkpoint knows."""
     skipped: int = 0
     """How many of them were skipped."""
     row_steps: int = 0
@@ -191,8 +193,14 @@ def tensorboard_log(folder: Path) -> Callable[[dict[str, Any]], None]:
 
 def diverged(run: Progress, what: str, out: Path | None) -> FloatingPointError:
     """The error that ends a run, with what can be done."""
-    kept = out and (out / "last.safetensors").exists()
     return FloatingPointError(
         f"training stopped after step {run.step}: {what}; a lower learning rate or a smaller clip may help"
-        + (f"; {out / 'last.safetensors'} is from before" if out and kept else "")
+        + last_checkpoint(run, out)
     )
+
+
+def last_checkpoint(run: Progress, out: Path | None) -> str:
+    """The part of a message that says where the run can go on, if it can."""
+    if out is None or not (out / "last.safetensors").exists():
+        return ""
+    return f"; {out / 'last.safetensors'} is from step {run.saved_step}"

@@ -18,6 +18,7 @@ from lmtutorial.batches import IGNORE, Batch
 from lmtutorial.checkpoint import find_checkpoint, save_checkpoint
 from lmtutorial.devices import seeded
 from lmtutorial.distributed import Processes
+from lmtutorial.lost_process import watching
 from lmtutorial.metrics import evaluate
 from lmtutorial.models.cache import LanguageModel
 from lmtutorial.resume import restore_run, save_run
@@ -45,10 +46,11 @@ def train(
     folder of one; on a CPU the run then goes on bit for bit as if it had not stopped. The model keeps its
     last weights, not its best (with `config.ema` their average), and is left in evaluation mode. Ctrl-C ends
     the run, with a checkpoint, after the update under way. In a `process_group` each process reads the same
-    batches and takes its rows of them.
+    batches and takes its rows of them; with `config.shard` the model stays spread over the processes.
 
     Raises ValueError for `batches` that hold no target, FloatingPointError when the loss or a weight is no
-    longer finite; the checkpoints are then those from before.
+    longer finite, ProcessLostError when another process of the group died; the checkpoints are then those
+    from before.
 
     >>> from lmtutorial.batches import StreamBatches
     >>> from lmtutorial.models.lstm import LSTM, LSTMConfig
@@ -61,9 +63,13 @@ def train(
     update = Updater(model, config)
     processes, run = update.processes, Progress.begin(update.device)
     loggers = [on_log] if on_log else []
-    if config.tensorboard and config.out:
+    if config.tensorboard and config.out and processes.rank == 0:
         loggers.append(tensorboard_log(config.out / "tensorboard"))
-    with seeded(config.seed + processes.rank, update.device), _ctrl_c() as interrupted:
+    with (
+        seeded(config.seed + processes.rank, update.device),
+        _ctrl_c() as interrupted,
+        watching(run, config.out, processes),
+    ):
         if resume is not None:
             restore_run(run, find_checkpoint(resume, "last"), update, batches)
         open_folder(run, config, processes)
@@ -154,10 +160,11 @@ def _expected_steps(config: TrainConfig, run: Progress) -> float:
 def _loss_on(validation: Iterable[Batch] | None, model: LanguageModel, processes: Processes) -> float:
     """Nats per token of the validation text; the same batches at each look."""
     assert validation is not None
-    loss = evaluate(model, validation).loss
+    shares = (processes.share(batch, spare=True) for batch in validation)
+    loss = evaluate(model, shares, total=processes.total).loss
     if isinstance(validation, Resumable):
         validation.load_state_dict({**validation.state_dict(), "epoch": 0})
-    return processes.agree(loss)[0]
+    return loss
 
 
 @contextmanager

@@ -53,6 +53,8 @@ class TrainConfig:
     """The type matrix products are computed in; auto takes what is fast on the device."""
     compile: bool = False
     """Compile the model first: takes up to minutes, on CPUs also a C++ compiler; updates then are faster."""
+    shard: bool = False
+    """Spread the weights over the processes (FSDP2), for models that do not fit; alone nothing happens."""
     eval_every: int = 250
     """Updates between two looks at the validation text."""
     patience: int | None = None
@@ -97,6 +99,8 @@ class TrainConfig:
             raise ValueError(f"ema is {self.ema}; it is a decay, between 0 and 1")
         if self.tensorboard and self.out is None:
             raise ValueError("tensorboard is True and out is None; give a folder to write to")
+        if self.shard and self.optimizer == "muon":
+            raise ValueError("shard is True and optimizer is 'muon', which needs whole matrices; use 'adamw'")
         choices: tuple[tuple[str, Collection[str]], ...] = (
             ("schedule", SCHEDULES),
             ("precision", get_args(Precision)),

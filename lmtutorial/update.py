@@ -16,6 +16,7 @@ from lmtutorial.losses import lm_loss
 from lmtutorial.models.cache import LanguageModel, carried
 from lmtutorial.optimizer_groups import build_optimizer
 from lmtutorial.runs import Progress
+from lmtutorial.sharding import shard, together
 from lmtutorial.train_config import TrainConfig
 from lmtutorial.weight_average import WeightAverage
 
@@ -26,6 +27,10 @@ class Updater:
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
         self.model, self.config, self.processes = model, config, Processes.current()
         self.device = cast(LanguageModel, model).device
+        size = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        self.precision = choose_precision(config.precision, self.device, size)
+        if config.shard and self.processes.size > 1:
+            shard(model, self.precision)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(
             model,
@@ -33,9 +38,6 @@ class Updater:
             kind=config.optimizer,
             weight_decay=config.weight_decay,
             betas=config.betas,
-        )
-        self.precision = choose_precision(
-            config.precision, self.device, sum(p.numel() for p in self.parameters)
         )
         # float16 alone needs it: small gradients would be 0 if the loss were not scaled up
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
@@ -51,7 +53,7 @@ class Updater:
         self.optimizer.zero_grad()
         nats, tokens = self._backward(batches, run)
         self.scaler.unscale_(self.optimizer)
-        length = nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf)
+        length = together(nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf))
         if self.config.skip_spikes is None or run.is_usual(length.item(), self.config.skip_spikes):
             self.scaler.step(self.optimizer)
             if self.average:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from lmtutorial.sharding import spread
+
 
 class WeightAverage:
     """The exponential moving average of a model's parameters, a <- d a + (1 - d) w after each update.
@@ -49,8 +51,10 @@ class WeightAverage:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        for name, parameter in self._parameters.items():
-            parameter.data, self.weights[name] = self.weights[name], parameter.data
+        for name, parameter in self._parameters.items():  # in place: compiled and spread weights stay put
+            average = self.weights[name].clone()
+            self.weights[name].copy_(parameter)
+            parameter.copy_(average)
 
     @torch.no_grad()
     def copy_to_model(self) -> None:
@@ -61,4 +65,4 @@ class WeightAverage:
     def load(self, weights: dict[str, Tensor]) -> None:
         """Go on from saved `weights`."""
         for name, tensor in self.weights.items():
-            tensor.copy_(weights[name])
+            tensor.copy_(spread(weights[name], like=tensor))
