@@ -70,19 +70,19 @@ class Updater:
     def _backward(self, batches: list[Batch], run: Progress) -> tuple[Tensor, int]:
         """Add up the gradients; the loss of this process's rows in nats, and the targets of all processes."""
         tokens = sum(int((batch.targets != IGNORE).sum()) for batch in batches)
-        total = torch.zeros(
-            (), device=self.device
-        )  # looked at only for the log: looking waits for the device
+        total = torch.zeros((), device=self.device)  # looked at only for the log: that waits for the device
         for number, batch in enumerate(batches, start=1):
             inputs, targets, continues = self.processes.share(batch).to(self.device)
             run.cache = carried(cast(LanguageModel, self.model), run.cache, len(inputs), continues)
             with self.processes.local(self.forward) if number < len(batches) else nullcontext():
-                with torch.autocast(
-                    self.device.type, self.precision, enabled=self.precision != torch.float32
-                ):
+                with self._precision():
                     nats = lm_loss(self.forward(inputs, run.cache), targets).nats
                 # processes average their gradients, where the sum is wanted
                 loss = nats / tokens * self.processes.size
                 self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += nats.detach()
         return total, tokens
+
+    def _precision(self) -> torch.autocast:
+        """Inside, matrix products are computed in the run's precision."""
+        return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
