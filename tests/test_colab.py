@@ -9,6 +9,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from notebook_form import EXTRAS, colab_source
+
 ROOT = Path(__file__).resolve().parent.parent
 LISTED = ROOT / "tests" / "data" / "colab-packages-2026-08-19.txt"
 MARKERS = {"python_version": "3.13", "python_full_version": "3.13.5", "sys_platform": "linux", "extra": ""}
@@ -27,8 +29,10 @@ def requirements(lines: list[str]) -> list[Requirement]:
 
 
 def direct() -> list[Requirement]:
+    """What the chapters' first cells install: the package, and the extras that some of them name."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return requirements(project["dependencies"])
+    extras = [line for extra in EXTRAS for line in project["optional-dependencies"][extra]]
+    return requirements([*project["dependencies"], *extras])
 
 
 def with_new_packages(first: list[Requirement], present: dict[str, str]) -> Iterator[Requirement]:
@@ -75,7 +79,22 @@ def test_little_is_new_on_colab() -> None:
         "docstring-parser",
         "shtab",
         "typeguard",
+        "gguf",
     }
+
+
+@pytest.mark.parametrize(
+    ("code", "extras"),
+    [
+        ("from lmtutorial.gguf_file import open_gguf", "[gguf]"),
+        ('load_pretrained("smollm2-135m")', "[gguf]"),
+        ('load_pretrained("smollm2-135m-base"); load_pretrained("shakespeare")', ""),
+    ],
+)
+def test_a_chapter_that_reads_gguf_files_installs_what_reads_them(code: str, extras: str) -> None:
+    source = colab_source(["import torch", code])
+    assert f'"lmtutorial{extras} @ git+' in source
+    assert colab_source([source, "import torch", code]) == source
 
 
 @pytest.mark.parametrize("demand", ["torch>=2.12", "numpy<2", "tqdm==4.66.0"])

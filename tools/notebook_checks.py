@@ -91,7 +91,7 @@ def _execution(notebook: NotebookNode) -> list[str]:
     counts = [cell.execution_count for cell in code]
     if counts != list(range(1, len(code) + 1)):
         found.append(f"execution counts are {counts}, not 1..{len(code)}")
-    if not code or code[0].source != colab_source():
+    if not code or code[0].source != colab_source(cell.source for cell in code):
         found.append("the first code cell is not the Colab cell of the template")
     if sum(is_colab(cell) for cell in code) > 1:
         found.append("more than one Colab cell")

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ COLAB_TEMPLATE = """\
 import sys
 
 if "google.colab" in sys.modules:
-    %pip install -q "lmtutorial @ git+{repository}"
+    %pip install -q "lmtutorial{extras} @ git+{repository}"
 """
+EXTRAS = {"gguf": re.compile(r"""\bgguf\b|\bgguf_file\b|["']smollm2-135m["']""")}
+"""The package's extras that a chapter installs on Colab, by what its code mentions."""
 
 
 def repository() -> str:
@@ -36,9 +39,11 @@ def repository() -> str:
     return str(project["urls"]["Repository"])
 
 
-def colab_source() -> str:
-    """The source of every notebook's first code cell."""
-    return COLAB_TEMPLATE.format(repository=repository()).rstrip()
+def colab_source(sources: Iterable[str]) -> str:
+    """The first code cell of the notebook whose code cells have these sources."""
+    code = "\n".join(source for source in sources if COLAB_MARK not in source)
+    needed = ",".join(extra for extra, mention in EXTRAS.items() if mention.search(code))
+    return COLAB_TEMPLATE.format(repository=repository(), extras=f"[{needed}]" if needed else "").rstrip()
 
 
 def is_colab(cell: NotebookNode) -> bool:
@@ -108,7 +113,7 @@ def _put_colab_cell_first(cells: list[dict[str, Any]]) -> None:
         "execution_count": 1 if any(cell.get("execution_count") for cell in cells) else None,
         "metadata": {"tags": ["remove-cell"]},
         "outputs": [],
-        "source": colab_source(),
+        "source": colab_source(cell["source"] for cell in cells if cell["cell_type"] == "code"),
     }
     cells.insert(first, colab)
 
