@@ -16,6 +16,8 @@ OptimizerName = Literal["adamw", "muon"]
 class MuonAdamW(Optimizer):
     """Muon for the matrices inside a network and AdamW for the rest, as one optimizer.
 
+    The rest are embeddings, vectors, and the layer named `head`, whose rows are tokens like an embedding's.
+
     >>> optimizer = MuonAdamW(nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 3)), lr=0.01)
     >>> [[tuple(p.shape) for p in group["params"]] for group in optimizer.param_groups]
     [[(3, 3)], [(5, 3), (3,)]]
@@ -31,12 +33,12 @@ class MuonAdamW(Optimizer):
         momentum: float = 0.95,
     ) -> None:
         matrices, rest = parameter_groups(model, weight_decay)
+        matrices, head = _without_head(model, matrices)
         if not matrices["params"]:
             raise ValueError(f"{type(model).__name__} has no matrix inside; Muon has nothing to do")
         self._muon = Muon([matrices], lr, momentum)
-        self._adamw = (
-            torch.optim.AdamW([rest], lr, betas, fused=_can_fuse([rest])) if rest["params"] else None
-        )
+        others = [group for group in (head, rest) if group["params"]]
+        self._adamw = torch.optim.AdamW(others, lr, betas, fused=_can_fuse(others)) if others else None
         super().__init__(self._inner_groups(), {})
         self._share()
 
@@ -48,8 +50,9 @@ class MuonAdamW(Optimizer):
 
     def _share(self) -> None:
         """One state and one list of groups: what is set or restored from outside holds inside."""
-        for optimizer, group in zip(self._inner(), self.param_groups, strict=True):
-            optimizer.param_groups, optimizer.state = [group], self.state
+        groups = [self.param_groups[:1], self.param_groups[1:]]
+        for optimizer, own in zip(self._inner(), groups, strict=False):
+            optimizer.param_groups, optimizer.state = own, self.state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """What `load_state_dict` calls."""
@@ -113,6 +116,15 @@ def build_optimizer(
     if kind == "muon":
         return MuonAdamW(model, learning_rate, weight_decay=weight_decay, betas=betas)
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=_can_fuse(groups))
+
+
+def _without_head(model: nn.Module, matrices: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The group of matrices in two: those inside the network, and the matrix of `model.head`."""
+    last = getattr(model, "head", None)
+    ids = {id(p) for p in last.parameters()} if isinstance(last, nn.Module) else set()
+    head = [p for p in matrices["params"] if id(p) in ids]
+    inside = [p for p in matrices["params"] if id(p) not in ids]
+    return {**matrices, "params": inside}, {**matrices, "params": head}
 
 
 def _can_fuse(groups: list[dict[str, Any]]) -> bool:

@@ -168,6 +168,21 @@ def test_muon_moves_the_matrices_and_adamw_the_rest():
     assert len(optimizer.state) == len(list(model.parameters()))
 
 
+def test_an_untied_head_is_adamws_and_decays():
+    model = Tied()
+    model.head = nn.Linear(4, 7, bias=False)
+    optimizer = MuonAdamW(model, lr=0.01, weight_decay=0.1)
+    found = [([tuple(p.shape) for p in g["params"]], g["weight_decay"]) for g in optimizer.param_groups]
+    assert found == [([(4, 4)], 0.1), ([(7, 4)], 0.1), ([(7, 4), (4,), (4,), (4,)], 0.0)]
+    model.head(model.inner(model.embedding(torch.arange(7)))).square().sum().backward()
+    optimizer.step()
+    assert set(optimizer.state[model.inner.weight]) == {"momentum_buffer"}
+    assert {"exp_avg", "exp_avg_sq"} < set(optimizer.state[model.head.weight])
+    again = MuonAdamW(model, lr=0.01, weight_decay=0.1)
+    again.load_state_dict(optimizer.state_dict())
+    assert set(again.state[model.head.weight]) == set(optimizer.state[model.head.weight])
+
+
 def test_muon_and_adamw_go_on_from_a_saved_state_and_obey_a_rate_set_from_outside():
     def step(model, optimizer, rate):
         for group in optimizer.param_groups:
