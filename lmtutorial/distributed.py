@@ -1,11 +1,11 @@
 """Several processes that train one model, as `torchrun` starts them; with one process, nothing happens.
 
-    torchrun --standalone --nproc-per-node=4 -m lmtutorial.cli train
-    torchrun --standalone --nproc-per-node=4 script.py       # with process_group(): train(model, ...)
-
-start four processes on one machine, one for each GPU where there are GPUs. On several machines start the same
-on each, with `--nnodes`, `--rdzv-backend=c10d` and `--rdzv-endpoint=HOST:PORT` instead of `--standalone`; the
-folder of checkpoints must be one that all see.
+`torchrun --standalone --nproc-per-node=4 -m lmtutorial.cli train` starts four processes on one machine, one
+for each GPU where there are GPUs; a script of your own, `script.py` in place of `-m lmtutorial.cli train`,
+calls `train` inside `with process_group():`. On several machines start the same on each, with `--nnodes=2`,
+`--rdzv-backend=c10d` and `--rdzv-endpoint=HOST:PORT` in place of `--standalone`; the folder of checkpoints
+must be one that all see. With `TrainConfig(shard=True)`, `--shard`, the weights are spread:
+`lmtutorial.sharding`.
 
 Every process reads the same batches and computes the gradient of its rows of each; the sum over all rows,
 divided by the number of all target tokens, is the same as one process would have computed. So a batch is that

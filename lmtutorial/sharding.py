@@ -2,7 +2,8 @@
 
 Each process keeps its part of every tensor: of the weights, of their gradients, and of what the optimizer
 remembers, with AdamW in float32 16 bytes a weight in all. The whole weights of a block are there only while
-it computes. Sources: Rajbhandari et al., "ZeRO", SC 2020 (stage 3); Zhao et al., "PyTorch FSDP", VLDB 2023.
+it computes. At the start each process holds the whole weights once. Sources: Rajbhandari et al., "ZeRO", SC
+2020 (stage 3); Zhao et al., "PyTorch FSDP", VLDB 2023.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ def shard(model: nn.Module, precision: torch.dtype = torch.float32) -> None:
 
     All processes call it with the same weights, whole, on the device that computes; later they call the model
     together. On GPUs the blocks are gathered in `precision`: autocast's own copies would outlive them.
+
+    Raises ValueError on CPUs with a torch that cannot, as 2.6.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -32,6 +35,10 @@ def shard(model: nn.Module, precision: torch.dtype = torch.float32) -> None:
     # logits are a view of what the head computed; here nobody changes them in place
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
     device = next(model.parameters()).device.type
+    if device == "cpu" and not can_spread_on_cpus():
+        raise ValueError(
+            f"torch {torch.__version__} spreads weights over GPUs only; a newer one does over CPUs"
+        )
     mesh = init_device_mesh(device, (dist.get_world_size(),))
     lower = precision if device != "cpu" and precision != torch.float32 else None
     policy = MixedPrecisionPolicy(lower, torch.float32 if lower else None, cast_forward_inputs=False)
@@ -45,6 +52,11 @@ def shard(model: nn.Module, precision: torch.dtype = torch.float32) -> None:
             cast(FSDPModule, model).reshard()
 
     model.register_forward_hook(give_back)
+
+
+def can_spread_on_cpus() -> bool:
+    """Whether this torch's FSDP2 has all it needs on CPUs."""
+    return hasattr(torch.cpu.Stream, "record_event")
 
 
 def is_spread(tensor: Tensor) -> bool:
