@@ -27,7 +27,9 @@ from lmtutorial.commands import DEFAULTS, Corpora, Evaluate, Generate, Repro, Tr
 from lmtutorial.corpora import DownloadError, list_corpora, load_corpus
 from lmtutorial.decode.sampling import sample
 from lmtutorial.devices import choose_device
+from lmtutorial.distributed import Processes, process_group
 from lmtutorial.ledger import read_results, record
+from lmtutorial.lost_process import ProcessLostError
 from lmtutorial.metrics import Evaluation, evaluate
 from lmtutorial.models.cache import LanguageModel
 from lmtutorial.pretrained import list_pretrained, load_pretrained
@@ -42,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command = _parse(arguments)
         return _COMMANDS[type(command)](command)
-    except FloatingPointError as error:
+    except (FloatingPointError, ProcessLostError) as error:
         return _fail(error, 1)
     except (ValueError, OSError, DownloadError) as error:
         return _fail(error, 2)
@@ -81,7 +83,17 @@ def _parse(arguments: list[str]) -> Train | Evaluate | Generate | Corpora | Repr
 
 
 def _train(command: Train) -> int:
+    with process_group() as processes:
+        return _train_in(processes, command)
+
+
+def _train_in(processes: Processes, command: Train) -> int:
+    """All processes train; the first alone prints, writes the other files, and measures the result."""
     out, device = _folder(command), choose_device(command.device)
+    if processes.size > 1 and device.index is not None:
+        raise ValueError(
+            f"device is {command.device!r} for {processes.size} processes; say cuda, for one each"
+        )
     corpus = load_corpus(command.corpus)
     if command.resume is None:
         tokenizer = build_tokenizer(command, corpus)
@@ -93,18 +105,23 @@ def _train(command: Train) -> int:
     batches = build_batches(command, tokens)
     held_out = held_out_batches(model, tokenizer.encode_array(corpus.text("validation")))
     parameters = sum(p.numel() for p in model.parameters())
-    print(
-        f"{corpus.name}: {len(tokens):,} tokens to train on, {len(held_out.tokens):,} to validate, "
-        f"{tokenizer.vocab_size:,} kinds ({tokenizer.kind}); {command.model} of {parameters:,} parameters "
-        f"on {device}",
-        flush=True,
-    )
-    out.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(out / "tokenizer.json")
-    store(command, out)
+    if processes.rank == 0:
+        several = f", in {processes.size} processes" if processes.size > 1 else ""
+        print(
+            f"{corpus.name}: {len(tokens):,} tokens to train on, {len(held_out.tokens):,} to validate, "
+            f"{tokenizer.vocab_size:,} kinds ({tokenizer.kind}); "
+            f"{command.model} of {parameters:,} parameters on {device}{several}",
+            flush=True,
+        )
+        out.mkdir(parents=True, exist_ok=True)
+        if out != command.resume:  # where another process may be reading it
+            tokenizer.save(out / "tokenizer.json")
+        store(command, out)
     settings = command.training
-    with _bar(settings) as on_log:
+    with _bar(settings, shown=processes.rank == 0) as on_log:
         history = train(model, batches, settings, validation=held_out, on_log=on_log, resume=command.resume)
+    if processes.rank:
+        return 130 if history.stopped == "interrupted" else 0
     print(f"stopped: {_WHY[history.stopped]}")
     if history.stopped == "interrupted":
         print(f"go on with:  lmtutorial train --resume {shlex.quote(str(out))}")
@@ -214,9 +231,10 @@ def _repro(command: Repro) -> int:
 
 
 @contextmanager
-def _bar(config: TrainConfig) -> Iterator[Callable[[dict[str, Any]], None]]:
+def _bar(config: TrainConfig, shown: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A progress bar, off when the output is no terminal, and a line at each look at the validation text."""
-    with tqdm(total=100, disable=None, bar_format="{l_bar}{bar}| {elapsed}{postfix}") as bar:
+    off = None if shown else True  # None: where the output is no terminal
+    with tqdm(total=100, disable=off, bar_format="{l_bar}{bar}| {elapsed}{postfix}") as bar:
 
         def on_log(row: dict[str, Any]) -> None:
             shares = [row["step"] / (config.steps or np.inf), row["seconds"] / (config.max_seconds or np.inf)]
