@@ -65,7 +65,7 @@ def results(folder, name):
 def assert_close(one, two, name):
     """Muon computes in bfloat16; all losses are computed in float32, the rest in float64."""
     (history, weights), (other_history, other_weights) = one, two
-    tolerance = 1e-2 if "muon" in name else 1e-9
+    tolerance = 1e-2 if "muon" in name else 1e-7
     for column in ("step", "train_loss", "learning_rate", "gradient_norm", "skipped"):
         assert history[column] == pytest.approx(other_history[column], rel=max(tolerance, 1e-6))
     looks = [[loss for loss in h["validation_loss"] if loss is not None] for h in (history, other_history)]
@@ -116,7 +116,7 @@ def test_weights_that_are_spread_are_saved_whole(folder, name):
         alone, spread = (read_tree(folder / f"begun-by-{number}" / name / file) for number in ("one", "two"))
         assert [spread[part] for part in ("kind", "config")] == [alone[part] for part in ("kind", "config")]
         for part in ("model", "optimizer"):
-            torch.testing.assert_close(spread[part], alone[part], rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(spread[part], alone[part], rtol=1e-7, atol=1e-7)
     model = load_model(folder / "begun-by-two" / name / "best.safetensors")
     assert type(model).__name__.lower() == name.split("-")[0]
 
