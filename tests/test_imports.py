@@ -14,8 +14,8 @@ FROM_TOP_TO_BOTTOM = """
     files.registry files.download files.pip_archive files.storage files.text corpora
     words bpe vocabulary bpe_library bpe_published tokenizers
     batches
-    models.cache models.token_cache models.ngram_counts models.ngram_discounts models.ngram models.mixture models.lstm
-    models.kv_cache models.kernels models.transformer
+    models.cache models.token_cache models.ngram_counts models.ngram_discounts models.ngram models.mixture
+    models.lstm models.kv_cache models.kernels models.transformer
     losses metrics optim optimizer_groups schedules
     devices sharding distributed tensorfile checkpoint
     hf_config hugging_face gguf_file pretrained
