@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import time
 from collections.abc import Callable
@@ -110,7 +109,7 @@ def _ngram(order: int) -> Callable[[int], float]:
     return run
 
 
-MINUTE, FIVE_MINUTES = CharacterRun(60.0), CharacterRun(300.0, order=9)
+MINUTE = CharacterRun(60.0)
 
 RECIPES = {
     "tiny-shakespeare-ngram": Recipe(
@@ -129,25 +128,6 @@ RECIPES = {
         cost="75 seconds on two cores",
         published="1.88",
         source="nanoGPT's README: 4 layers, 128 wide, about 3 minutes on a CPU",
-    ),
-    "tiny-shakespeare-300s": Recipe(
-        "tiny Shakespeare, validation part: a Transformer after five minutes on two CPU cores",
-        "nats per character",
-        dataclasses.replace(FIVE_MINUTES, order=0),
-        str(dataclasses.replace(FIVE_MINUTES, order=0)),
-        cost="5 minutes on two cores",
-        published="1.4697",
-        source="nanoGPT's README: 6 layers, 384 wide, about 3 minutes on an A100",
-    ),
-    "tiny-shakespeare-300s-mixed": Recipe(
-        "tiny Shakespeare, validation part: the same, mixed with the Kneser-Ney model of order 9",
-        "nats per character",
-        FIVE_MINUTES,
-        str(FIVE_MINUTES),
-        seeds=(0, 1, 2),
-        cost="6 minutes on two cores",
-        published="1.4697",
-        source="nanoGPT's README: 6 layers, 384 wide, about 3 minutes on an A100; no n-grams",
     ),
 }
 """By id, all results that the book states and that this package can make again."""
