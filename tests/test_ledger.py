@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import random
 import re
 from pathlib import Path
 
@@ -117,10 +118,11 @@ def test_a_character_run_trains_mixes_and_scores_the_whole_part(monkeypatch):
         name = "small"
 
         def text(self, split):
-            return ("to be or not to be " * 60) if split == "train" else "to be or not to be " * 9
+            words = random.Random(split).choices(["to be ", "or not ", "the question ", "is "], k=400)
+            return "".join(words)
 
     monkeypatch.setattr(repro, "load_corpus", lambda _name: Small())
-    run = CharacterRun(2.0, width=16, layers=1, heads=1, context=16, time=16, batch=4, order=3, tuning=0.1)
+    run = CharacterRun(0.3, width=8, layers=1, heads=1, context=16, time=16, batch=4, order=3, tuning=0.1)
     mixed = run(0)
     alone = dataclasses.replace(run, order=0)(0)
-    assert 0 < mixed < alone < 3
+    assert 0 < mixed < alone  # counting learns more in a third of a second than such a network
