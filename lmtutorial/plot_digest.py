@@ -110,4 +110,4 @@ def _fixed_labels(axis: Any) -> str:
     locator = axis.get_major_locator()
     if not isinstance(locator, FixedLocator):
         return ""
-    return " ".join(axis.get_major_formatter().format_ticks(locator()))
+    return " ".join(map(str, axis.get_major_formatter().format_ticks(locator())))

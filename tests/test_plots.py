@@ -76,6 +76,12 @@ def test_labels_are_in_the_digest() -> None:
     assert digest(figure).startswith("axes: title Losses, x step, y nats\nline train: 2 points")
 
 
+def test_tick_labels_may_be_numbers() -> None:
+    figure, ax = axes(x="size", y="nats")
+    ax.set_xticks([4, 16], [4, 16])
+    assert "ticks: 4 16" in digest(figure)
+
+
 def test_missing_values_are_said_and_do_not_spoil_the_rest() -> None:
     assert values_text(np.array([1.0, np.nan, 3.0])) == "1.00 nan 3.00"
     assert values_text(np.array([])) == "none"
