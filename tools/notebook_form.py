@@ -17,8 +17,8 @@ from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parent.parent
 FINGERPRINT = "lmtutorial"
-VIEW_TAGS = ("hide-cell", "hide-input", "hide-output", "remove-cell", "remove-input", "results")
-KEPT_TAGS = frozenset({*VIEW_TAGS, "nbval-ignore-output", "raises-exception"})
+VIEW_TAGS = ("hide-cell", "hide-input", "hide-output", "remove-cell", "remove-input")
+KEPT_TAGS = frozenset({*VIEW_TAGS, "nbval-ignore-output", "raises-exception", "results"})
 KEPT_MIME = ("text/plain", "text/html", "text/markdown", "text/latex", "image/png", "image/svg+xml")
 SOLUTION = re.compile(r"# Solution to exercise (\d+)\b")
 COLAB_MARK = '"google.colab" in sys.modules'
