@@ -54,10 +54,7 @@ def main() -> None:
                 "vocab_size": options.vocab_size,
             }
         )
-    if options.record:
-        for row in rows:
-            measure.record(row)
-    print(measure.table(rows))
+    measure.report(rows, keep=options.record)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,12 @@ import os
 import platform
 import shlex
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from lmtutorial.provenance import commit, processor
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results.jsonl"
@@ -62,6 +63,15 @@ def record(row: dict[str, object], path: str | os.PathLike[str] = RESULTS) -> di
     return whole
 
 
+def report(rows: Iterable[dict[str, object]], keep: bool) -> None:
+    """Print the rows as a table, and if they are to be kept, append them to the ledger."""
+    rows = list(rows)
+    if keep:
+        for row in rows:
+            record(row)
+    print(table(rows))
+
+
 def table(rows: Iterable[dict[str, object]]) -> str:
     """The rows as aligned text."""
     head = ("what", "value", "unit", "ratio", "peer")
@@ -77,26 +87,11 @@ def table(rows: Iterable[dict[str, object]]) -> str:
 
 def machine() -> dict[str, object]:
     """The processor's model and number of cores, and the GPU's name where PyTorch is in use and sees one."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines()
-                 if line.startswith("model name")]  # fmt: skip
-        model = names[0] if names else model
-    found: dict[str, object] = {"cpu": model, "cores": os.cpu_count()}
+    found: dict[str, object] = {"cpu": processor(), "cores": os.cpu_count()}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found
-
-
-def commit() -> str | None:
-    """The commit that is measured, with "+" if the package has changes since; None outside of git."""
-    try:
-        head = _git("rev-parse", "--short", "HEAD")
-        return head + ("+" if _git("status", "--porcelain", "--", "lmtutorial") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def command() -> str:
@@ -104,11 +99,6 @@ def command() -> str:
     script = Path(sys.argv[0]).resolve()
     name = script.relative_to(ROOT) if script.is_relative_to(ROOT) else script.name
     return shlex.join(["python", str(name), *sys.argv[1:]])
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
 
 
 def _cell(value: object) -> str:

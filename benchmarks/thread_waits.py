@@ -56,10 +56,7 @@ def main() -> None:
         }
         for name, speed in zip(SPINS, speeds, strict=True)
     ]
-    if options.record:
-        for row in rows:
-            measure.record(row)
-    print(measure.table(rows))
+    measure.report(rows, keep=options.record)
 
 
 if __name__ == "__main__":

@@ -158,10 +158,7 @@ def main() -> None:
             rows += [row(size, case, other, values, unit, options.threads)
                      for case in values if case.startswith("ours")
                      for other in values if other.startswith("transformers")]  # fmt: skip
-    if options.record:
-        for row in rows:
-            measure.record(row)
-    print(measure.table(rows))
+    measure.report(rows, keep=options.record)
 
 
 if __name__ == "__main__":

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import statistics
-import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+
+from lmtutorial.provenance import commit, processor
 
 LEDGER = Path(__file__).parent / "results.jsonl"
 
@@ -113,31 +113,9 @@ def record(
         torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
         os.cpu_count(),
         torch.__version__,
-        _commit(),
+        commit(),
         datetime.now(UTC).date().isoformat(),
     )
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(row)) + "\n")
     return row
-
-
-def processor() -> str:
-    """The name of this machine's processor."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _commit() -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+"],
-            cwd=LEDGER.parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()

@@ -22,7 +22,7 @@ FROM_TOP_TO_BOTTOM = """
     train_config weight_average runs lost_process update resume train
     decode.noise decode.logits decode.prompts decode.sampling
     plot_digest plots
-    ledger repro commands build cli
+    provenance ledger repro commands build cli
 """
 ORDER = FROM_TOP_TO_BOTTOM.split()
 

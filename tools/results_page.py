@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from lmtutorial.ledger import read_results
+from lmtutorial.ledger import Result, read_results
 from lmtutorial.repro import RECIPES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +29,7 @@ def results() -> str:
     return "\n\n".join(_result(name, rows[name]) for name in RECIPES if name in rows)
 
 
-def _result(name: str, row: object) -> str:
+def _result(name: str, row: Result) -> str:
     recipe = RECIPES[name]
     seeds = f"{len(row.seeds)} seeds" if len(row.seeds) > 1 else "one seed"
     published = f"\n- published: {recipe.published} ({recipe.source})" if recipe.published else ""

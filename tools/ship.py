@@ -14,9 +14,9 @@ from lmtutorial.build import held_out_batches
 from lmtutorial.checkpoint import find_checkpoint, load_model
 from lmtutorial.cli import main as lmtutorial
 from lmtutorial.corpora import load_corpus
-from lmtutorial.ledger import processor
 from lmtutorial.metrics import evaluate
 from lmtutorial.pretrained import SHIPPED, load_pretrained, save_pretrained
+from lmtutorial.provenance import processor
 from lmtutorial.tensorfile import read_tree
 from lmtutorial.tokenizers import load_tokenizer
 
@@ -31,8 +31,8 @@ COMMANDS = {
 }
 TITLES = {
     "shakespeare": "A Transformer that writes like Shakespeare",
-    "shakespeare-draft": "A small Transformer with the tokenizer of `shakespeare`, to draft for it",
-    "shakespeare-lstm": "An LSTM with the tokenizer of `shakespeare`",
+    "shakespeare-draft": "A small Transformer that writes like Shakespeare, to draft for a larger one",
+    "shakespeare-lstm": "An LSTM that writes like Shakespeare",
 }
 KINDS = {
     "lstm": "An LSTM",
@@ -50,7 +50,7 @@ Measured on the weights as they lie here, in bfloat16, computed in float32. {con
 
 - **Data**: the corpus `shakespeare` (`lmtutorial corpora`): works in the public domain, in an edition under
   CC BY 2.5, split by whole works. The tokenizer is byte-pair encoding with {vocab:,} tokens, learned from the
-  training part; `shakespeare`, `shakespeare-draft` and `shakespeare-lstm` share it.
+  training part; all models that `tools/ship.py` trains have the same.
 - **Training**: `lmtutorial train {command}`, which `tools/ship.py` runs.
 - **Hardware**: {hardware}; {tokens:,} target tokens in {updates:,} updates.
 - **Use**: `load_pretrained("{name}")`. It writes what looks like Shakespeare's verse and means little. It is
