@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cache_laws import check_going_back, check_pieces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -49,27 +50,13 @@ def test_the_model_equals_embedding_then_nn_lstm_then_linear(config, seed):
 def test_reading_in_pieces_with_a_cache_equals_reading_at_once(config, seed, pieces, endless):
     model, draw = random_model(config, seed)
     tokens = torch.randint(config.vocab_size, (2, sum(pieces)), generator=draw)
-    cache = model.new_cache(2, None if endless else sum(pieces))
-    logits = torch.cat([model(piece, cache) for piece in tokens.split(pieces, dim=1)], dim=1)
-    torch.testing.assert_close(logits, model(tokens))
-    assert cache.lengths.tolist() == [sum(pieces)] * 2
+    check_pieces(model, tokens, pieces, None if endless else sum(pieces))
 
 
 @law
 @given(configs, st.integers(0, 99), st.lists(st.integers(0, 6), min_size=1, max_size=4))
 def test_after_truncation_and_reordering_the_rows_go_on_as_if_nothing_more_had_been_read(config, seed, keep):
-    model, draw = random_model(config, seed)
-    rows = torch.randint(len(keep), (3,), generator=draw)
-    tokens = torch.randint(config.vocab_size, (len(keep), 6), generator=draw)
-    new = torch.randint(config.vocab_size, (3, 2), generator=draw)
-    cache = model.new_cache(len(keep), 9)
-    model(tokens, cache)
-    cache.truncate(torch.tensor(keep))
-    cache.reorder(rows)
-    logits = model(new, cache)
-    for b, row in enumerate(rows.tolist()):
-        alone = torch.cat([tokens[row, : keep[row]], new[b]])[None]
-        torch.testing.assert_close(logits[b], model(alone)[0, keep[row] :])
+    check_going_back(random_model(config, seed)[0], keep, seed)
 
 
 def test_a_detached_stream_sends_no_gradient_past_the_seam():

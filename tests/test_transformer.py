@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from cache_laws import check_going_back, check_pieces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -114,30 +115,13 @@ def test_the_model_equals_its_mathematics_written_out_in_loops(config, seed):
 @given(configs(), st.integers(0, 99), st.lists(st.integers(1, 3), min_size=1, max_size=3))
 def test_reading_in_pieces_with_a_cache_equals_reading_at_once(config, seed, pieces):
     model = random_model(config, seed)
-    tokens = torch.randint(config.vocab_size, (2, sum(pieces)))
-    with torch.no_grad():
-        cache = model.new_cache(2, config.context)
-        logits = torch.cat([model(piece, cache) for piece in tokens.split(pieces, dim=1)], dim=1)
-    torch.testing.assert_close(logits, model(tokens))
-    assert cache.lengths.tolist() == [sum(pieces)] * 2
+    check_pieces(model, torch.randint(config.vocab_size, (2, sum(pieces))), pieces, config.context)
 
 
 @law
 @given(configs(), st.integers(0, 99), st.lists(st.integers(0, 6), min_size=1, max_size=4))
 def test_after_truncation_and_reordering_the_rows_go_on_as_if_nothing_more_had_been_read(config, seed, keep):
-    model = random_model(config, seed)
-    rows = torch.randint(len(keep), (3,))
-    tokens = torch.randint(config.vocab_size, (len(keep), 6))
-    new = torch.randint(config.vocab_size, (3, 2))
-    with torch.no_grad():
-        cache = model.new_cache(len(keep), 8)
-        model(tokens, cache)
-        cache.truncate(torch.tensor(keep))
-        cache.reorder(rows)
-        logits = model(new, cache)
-    for b, row in enumerate(rows.tolist()):
-        alone = torch.cat([tokens[row, : keep[row]], new[b]])[None]
-        torch.testing.assert_close(logits[b], model(alone)[0, keep[row] :])
+    check_going_back(random_model(config, seed), keep, seed)
 
 
 @law
