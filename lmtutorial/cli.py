@@ -16,7 +16,6 @@ from typing import Annotated, Any
 # training was 17 times slower beside two busy programs, a tenth faster alone: benchmarks/thread_waits.py.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-import numpy as np
 import torch
 import tyro
 from tqdm.auto import tqdm
@@ -32,7 +31,7 @@ from lmtutorial.ledger import read_results, record
 from lmtutorial.lost_process import ProcessLostError
 from lmtutorial.metrics import Evaluation, evaluate
 from lmtutorial.models.cache import LanguageModel
-from lmtutorial.pretrained import list_pretrained, load_pretrained
+from lmtutorial.pretrained import load_pretrained
 from lmtutorial.repro import RECIPES, beside, reproduce
 from lmtutorial.tokenizers import Tokenizer, load_tokenizer
 from lmtutorial.train import TrainConfig, train
@@ -118,7 +117,7 @@ def _train_in(processes: Processes, command: Train) -> int:
             tokenizer.save(out / "tokenizer.json")
         store(command, out)
     settings = command.training
-    with _bar(settings, shown=processes.rank == 0) as on_log:
+    with _bar(settings, command.batch * command.time, shown=processes.rank == 0) as on_log:
         history = train(model, batches, settings, validation=held_out, on_log=on_log, resume=command.resume)
     if processes.rank:
         return 130 if history.stopped == "interrupted" else 0
@@ -193,7 +192,7 @@ def _corpora(command: Corpora) -> int:
 
 def _load(checkpoint: str, device: str) -> tuple[LanguageModel, Tokenizer, Path | None]:
     """A model, its tokenizer, and the folder of its run; None for a model that is known by name."""
-    if checkpoint in {info.name for info in list_pretrained()} and not Path(checkpoint).exists():
+    if not Path(checkpoint).exists() and ("/" not in checkpoint or checkpoint.startswith("hub:")):
         model, tokenizer, _ = load_pretrained(checkpoint, device)
         return model, tokenizer, None
     path = find_checkpoint(checkpoint, "best", "last")
@@ -231,14 +230,13 @@ def _repro(command: Repro) -> int:
 
 
 @contextmanager
-def _bar(config: TrainConfig, shown: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
+def _bar(config: TrainConfig, batch_tokens: int, shown: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A progress bar, off when the output is no terminal, and a line at each look at the validation text."""
     off = None if shown else True  # None: where the output is no terminal
     with tqdm(total=100, disable=off, bar_format="{l_bar}{bar}| {elapsed}{postfix}") as bar:
 
         def on_log(row: dict[str, Any]) -> None:
-            shares = [row["step"] / (config.steps or np.inf), row["seconds"] / (config.max_seconds or np.inf)]
-            bar.update(min(100.0, 100 * max(shares)) - bar.n)
+            bar.update(100 * _share(config, row, batch_tokens) - bar.n)
             bar.set_postfix_str(f"loss {row['train_loss']:.3f}, {row['tokens_per_second']:,.0f} tokens/s")
             if row["validation_loss"] is not None:
                 bar.write(
@@ -247,6 +245,13 @@ def _bar(config: TrainConfig, shown: bool) -> Iterator[Callable[[dict[str, Any]]
                 )
 
         yield on_log
+
+
+def _share(config: TrainConfig, row: dict[str, Any], batch_tokens: int) -> float:
+    """How much of a run is done, from 0 to 1, by the limit that is nearest."""
+    tokens = row["step"] * config.accumulation * batch_tokens
+    limits = (row["step"], config.steps), (row["seconds"], config.max_seconds), (tokens, config.max_tokens)
+    return min(1.0, max(done / limit for done, limit in limits if limit is not None))
 
 
 _COMMANDS: dict[type[Any], Callable[[Any], int]] = {

@@ -16,10 +16,11 @@ import torch
 
 from lmtutorial.batches import SlidingWindows, StreamBatches
 from lmtutorial.checkpoint import load_model
-from lmtutorial.cli import main
+from lmtutorial.cli import _share, main
 from lmtutorial.corpora import load_corpus
 from lmtutorial.metrics import evaluate
 from lmtutorial.tokenizers import load_tokenizer
+from lmtutorial.train import TrainConfig
 
 WORDS = ["the", "king", "is", "dead", "long", "live", "queen", "and", "fool", "sings\n"]
 SMALL = ["--width", "16", "--batch", "4", "--time", "16", "--device", "cpu", "--max-seconds", "None"]
@@ -124,6 +125,30 @@ def test_a_transformer_trains_stops_goes_on_is_measured_and_writes(text, tmp_pat
     assert capsys.readouterr().out.startswith("the king")
 
 
+def test_a_model_is_found_by_name_and_an_unknown_name_is_answered_with_those_like_it(capsys):
+    flags = ["--prompt", "KING.", "--samples", "1", "--max-new-tokens", "5", "--seed", "0"]
+    assert main(["generate", "--checkpoint", "shakespeare-draft", *flags]) == 0
+    assert capsys.readouterr().out.startswith("KING.")
+    assert "Did you mean 'shakespeare-draft'" in failing(
+        capsys, "generate", "--checkpoint", "shakespear-draft"
+    )
+
+
+@pytest.mark.parametrize(
+    ("limits", "share"),
+    [
+        ({"steps": 100}, 0.25),
+        ({"max_seconds": 50.0}, 0.5),
+        ({"max_tokens": 4000}, 0.5),
+        ({"steps": 100, "max_tokens": 2500}, 0.8),
+        ({"max_seconds": 5.0}, 1.0),
+    ],
+)
+def test_the_bar_fills_by_the_limit_that_is_nearest(limits, share):
+    row = {"step": 25, "seconds": 25.0}
+    assert _share(TrainConfig(**{"steps": None, **limits}), row, batch_tokens=80) == pytest.approx(share)
+
+
 def test_corpora_lists_every_name(capsys):
     assert main(["corpora"]) == 0
     printed = capsys.readouterr().out
@@ -145,7 +170,7 @@ def test_resuming_with_more_steps_equals_one_long_run(text, tmp_path, capsys):
 CHILD = """
 import sys, torch
 torch.set_num_threads(1)
-from lmtutorial.cli import main
+from lmtutorial.cli import _share, main
 sys.exit(main(sys.argv[1:]))
 """
 
