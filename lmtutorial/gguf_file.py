@@ -206,6 +206,5 @@ def _value(reader: GGUFReader, key: str) -> Any:
     """What the file says under `key`, or None."""
     field = reader.fields.get(key)
     value = None if field is None else field.contents()
-    return (
-        float(f"{value:.7g}") if isinstance(value, float) else value
-    )  # 1e-05 comes as 9.999999747378752e-06
+    # a float32: 1e-05 comes as 9.999999747378752e-06
+    return float(f"{value:.7g}") if isinstance(value, float) else value

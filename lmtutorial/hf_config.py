@@ -112,9 +112,7 @@ def _write_gpt2(c: TransformerConfig) -> dict[str, Any]:
 
 def _read_llama(config: Config) -> TransformerConfig:
     _check(config, LLAMA_ALLOWED)
-    rope = (
-        config.get("rope_parameters") or {}
-    )  # since version 5 of transformers; before, the keys lay outside
+    rope = config.get("rope_parameters") or {}  # since version 5 of transformers; before, outside of it
     _check({"rope_type": "default", **rope}, ROPE_ALLOWED, "rope_parameters.")
     if others := rope.keys() - ROPE_ALLOWED.keys() - {"rope_theta"}:
         raise ValueError(f"config.json: rope_parameters has {sorted(others)}; only rope_theta is supported")

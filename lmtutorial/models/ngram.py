@@ -172,7 +172,8 @@ class NGram:
         rows = self._rows([i.reshape(-1) for i in ids])
         with np.errstate(divide="ignore"):
             logits = torch.from_numpy(np.log(rows, out=rows)).view(*tokens.shape, self.vocab_size)
-        return logits, torch.from_numpy(sum((i >= 0).astype(np.int64) for i in ids[1:]) + 0 * ids[0])
+        matched = (np.stack(ids) >= 0).sum(0) - 1  # the empty context is always seen
+        return logits, torch.from_numpy(matched)
 
     def new_cache(self, batch: int, max_len: int | None) -> TokenCache:
         """An empty cache, see `LanguageModel.new_cache`; an endless one keeps the last `order - 1` tokens."""
