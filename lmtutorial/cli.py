@@ -251,7 +251,8 @@ def _share(config: TrainConfig, row: dict[str, Any], batch_tokens: int) -> float
     """How much of a run is done, from 0 to 1, by the limit that is nearest."""
     tokens = row["step"] * config.accumulation * batch_tokens
     limits = (row["step"], config.steps), (row["seconds"], config.max_seconds), (tokens, config.max_tokens)
-    return min(1.0, max(done / limit for done, limit in limits if limit is not None))
+    shares = [float(done / limit) for done, limit in limits if limit is not None]
+    return min(1.0, max(shares))
 
 
 _COMMANDS: dict[type[Any], Callable[[Any], int]] = {
