@@ -1,7 +1,7 @@
 """Two operations that torch's kernels for CPUs are slow at in training, written out in plain products.
 
-Both equal torch's own, to which everything else than training on a CPU goes: benchmarks/train_transformer.py
-shows what they are worth.
+Both equal torch's own, to which everything else than training on a CPU goes. What they are worth, by length:
+benchmarks/kernels.py.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None, dropo
 
     q is (batch, heads, time, size), k and v (batch, kv heads, slots, size); every heads / kv heads queries
     share one key. `visible` (batch, 1, time, slots) says which slots a query sees; None: those up to its own
-    place. Returns (batch, heads, time, size), equal to `F.scaled_dot_product_attention`, whose backward pass
-    takes 2 to 6 times as long in bfloat16 on CPUs.
+    place. Returns (batch, heads, time, size), equal to `F.scaled_dot_product_attention`, which takes 2 to 4
+    times as long in training on short texts in bfloat16 on CPUs, and no longer from about 512 tokens on.
 
     >>> q = k = torch.zeros(1, 1, 3, 2)
     >>> attend(q, k, torch.tensor([[[[0.0], [1.0], [2.0]]]])).flatten()  # means of what was seen
     tensor([0.0000, 0.5000, 1.0000])
     """
-    if q.device.type == "cpu" and q.requires_grad and visible is None and q.dtype == torch.bfloat16:
+    short = k.shape[2] <= 256  # the plain products fill time * time numbers a head
+    if short and q.device.type == "cpu" and q.requires_grad and visible is None and q.dtype == torch.bfloat16:
         return _attend_plainly(q, k, v, dropout)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=visible, is_causal=visible is None, dropout_p=dropout,
@@ -44,7 +45,7 @@ def _attend_plainly(q_BHTD: Tensor, k_BJTD: Tensor, v_BJTD: Tensor, dropout: flo
 
 
 class RMSNorm(nn.RMSNorm):
-    """`nn.RMSNorm`, x / sqrt(mean(x^2) + eps) * weight, trained 2 to 3 times as fast on CPUs.
+    """`nn.RMSNorm`, x / sqrt(mean(x^2) + eps) * weight, in two thirds of its time in training on CPUs.
 
     >>> RMSNorm(4)(torch.tensor([2.0, -2.0, 2.0, -2.0])).detach()
     tensor([ 1.0000, -1.0000,  1.0000, -1.0000])
