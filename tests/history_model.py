@@ -17,6 +17,16 @@ class StateCache:
         assert (lengths <= self.lengths).all()
         self.lengths = lengths.clone()
 
+    def copy_out(self, row, start, stop):
+        return self.states[row, start + 1 : stop + 1].clone()
+
+    def copy_in(self, rows, to=None):
+        self.lengths = self.lengths.clone()
+        for row, pieces in zip(range(len(rows)) if to is None else to, rows, strict=True):
+            states = torch.cat(pieces)
+            self.states[row, 1 : len(states) + 1] = states
+            self.lengths[row] = len(states)
+
     def detach(self):
         pass
 
@@ -61,8 +71,17 @@ class TextCache:
     def lengths(self):
         return torch.tensor([len(text) for text in self.texts])
 
+    def reorder(self, rows):
+        self.texts = [list(self.texts[row]) for row in rows.tolist()]
+
     def truncate(self, lengths):
         self.texts = [text[:length] for text, length in zip(self.texts, lengths.tolist(), strict=True)]
+
+    def copy_out(self, row, start, stop):
+        return self.texts[row][start:stop]
+
+    def copy_in(self, rows):
+        self.texts = [sum(pieces, []) for pieces in rows]
 
 
 class Rereading:

@@ -6,7 +6,8 @@ written once. A cache is to a Transformer (keys and values) what the hidden stat
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +28,15 @@ class Cache(Protocol):
 
     def truncate(self, lengths: Tensor) -> None:
         """Forget what row b read after its first `lengths[b]` tokens; `lengths` is (batch,) int64."""
+
+    def copy_out(self, row: int, start: int, stop: int) -> Any:
+        """A copy of what the tokens `start` to `stop - 1` of row `row` left, which `copy_in` can read."""
+
+    def copy_in(self, rows: Sequence[Sequence[Any]], to: Sequence[int] | None = None) -> None:
+        """Row b becomes one that has read the tokens of the pieces `rows[b]`, one piece after another.
+
+        With `to` it is row `to[b]` that becomes so, and other rows stay. The pieces were copied out of caches of the same model, each at the place where it now stands.
+        """
 
     def detach(self) -> None:
         """Cut the graph: what the cache holds no longer carries gradients to the steps that made it."""

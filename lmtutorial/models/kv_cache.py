@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,7 @@ class KVCache:
         self.keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
         self.values = torch.zeros_like(self.keys)
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=like.device)
+        self._alike: Tensor | None = None  # (batch, batch): before which slot two rows are copies, if known
 
     @property
     def max_len(self) -> int:
@@ -58,12 +61,56 @@ class KVCache:
         self.lengths = self.lengths + self._positions_BT.shape[1]
 
     def reorder(self, rows: Tensor) -> None:
-        """Row b becomes what row `rows[b]` was."""
-        self.keys, self.values, self.lengths = self.keys[:, rows], self.values[:, rows], self.lengths[rows]
+        """Row b becomes what row `rows[b]` was.
+
+        On a CPU only slots that may differ are copied: the beams of a prompt, copies of each other that have
+        gone different ways since, share most of theirs.
+        """
+        before, lengths = (self.keys, self.values), self.lengths[rows]
+        if self.keys.device.type != "cpu":
+            self.keys, self.values, self.lengths = self.keys[:, rows], self.values[:, rows], lengths
+            return
+        alike = self._alike if self._alike is not None else torch.zeros(2 * self.lengths.shape).long()
+        if len(rows) == len(self.lengths):
+            starts = alike.gather(1, rows[:, None])[:, 0]  # before these slots row b is like row rows[b]
+            starts = torch.where(rows == torch.arange(len(rows)), lengths, starts)
+        else:
+            starts = torch.zeros_like(rows)
+            shape = (self.keys.shape[0], len(rows), *self.keys.shape[2:])
+            self.keys, self.values = self.keys.new_zeros(shape), self.values.new_zeros(shape)
+        spans = [slice(*span) for span in zip(starts.tolist(), lengths.tolist(), strict=True)]
+        moves = [
+            (b, r, s) for b, (r, s) in enumerate(zip(rows.tolist(), spans, strict=True)) if s.start < s.stop
+        ]
+        for old, new in zip(before, (self.keys, self.values), strict=True):
+            pieces = [old[:, row, :, span].clone() for _, row, span in moves]  # before any is overwritten
+            for (b, _, span), piece in zip(moves, pieces, strict=True):
+                new[:, b, :, span] = piece
+        self._alike = torch.where(rows[:, None] == rows, lengths, alike[rows][:, rows])
+        self.lengths = lengths
 
     def truncate(self, lengths: Tensor) -> None:
         """Forget what row b read after its first `lengths[b]` tokens."""
         self.lengths = lengths.to(self.lengths)
+        if self._alike is not None:
+            self._alike = self._alike.minimum(self.lengths).minimum(self.lengths[:, None])
+
+    def copy_out(self, row: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """A copy of the keys and values of a row's tokens, (layers, kv heads, tokens, size) each."""
+        return self.keys[:, row, :, start:stop].clone(), self.values[:, row, :, start:stop].clone()
+
+    def copy_in(
+        self, rows: Sequence[Sequence[tuple[Tensor, Tensor]]], to: Sequence[int] | None = None
+    ) -> None:
+        """Row b, or `to[b]`, becomes one that has read the pieces `rows[b]`."""
+        to = range(len(rows)) if to is None else to
+        lengths = [sum(keys.shape[2] for keys, _ in pieces) for pieces in rows]
+        for row, pieces, length in zip(to, rows, lengths, strict=True):
+            keys, values = zip(*pieces, strict=True)
+            torch.cat(keys, dim=2, out=self.keys[:, row, :, :length])
+            torch.cat(values, dim=2, out=self.values[:, row, :, :length])
+        new = torch.tensor([list(to), lengths], dtype=torch.int64, device=self.lengths.device)
+        self.lengths, self._alike = self.lengths.index_copy(0, *new), None
 
     def detach(self) -> None:
         """Cut the graph."""

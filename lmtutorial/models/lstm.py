@@ -6,6 +6,7 @@ Gers et al., Neural Computation 2000; the tied head of Press and Wolf, EACL 2017
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -171,6 +172,19 @@ class LSTMCache:
         """Go back to the state after the first `lengths[b]` tokens of row b."""
         self.lengths = lengths.to(self.lengths)
 
+    def copy_out(self, row: int, start: int, stop: int) -> Tensor:
+        """A copy of the states after each of a row's tokens, (tokens, 2, layers, width)."""
+        return self.states[row, start + 1 : stop + 1].clone()
+
+    def copy_in(self, rows: Sequence[Sequence[Tensor]], to: Sequence[int] | None = None) -> None:
+        """Row b, or `to[b]`, becomes one that has read the pieces `rows[b]`."""
+        to = range(len(rows)) if to is None else to
+        lengths = [sum(map(len, pieces)) for pieces in rows]
+        for row, pieces, length in zip(to, rows, lengths, strict=True):
+            torch.cat(list(pieces), out=self.states[row, 1 : length + 1])
+        new = torch.tensor([list(to), lengths], dtype=torch.int64, device=self.lengths.device)
+        self.lengths = self.lengths.index_copy(0, *new)
+
     def detach(self) -> None:
         """Cut the graph."""
         self.states = self.states.detach()
@@ -191,6 +205,14 @@ class LSTMStream:
     def truncate(self, lengths: Tensor) -> None:
         """An endless stream keeps no earlier state to go back to."""
         raise ValueError("this cache keeps only the last state; ask for new_cache(batch, max_len) to go back")
+
+    def copy_out(self, row: int, start: int, stop: int) -> Tensor:
+        """An endless stream keeps no earlier state to copy."""
+        raise ValueError("this cache keeps only the last state; ask for new_cache(batch, max_len) to copy")
+
+    def copy_in(self, rows: Sequence[Sequence[Tensor]], to: Sequence[int] | None = None) -> None:
+        """An endless stream keeps no earlier state to copy."""
+        self.copy_out(0, 0, 0)
 
     def detach(self) -> None:
         """Cut the graph."""

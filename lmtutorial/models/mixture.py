@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,6 +78,15 @@ class MixtureCache:
         """Forget what row b read after its first `lengths[b]` tokens."""
         self.model.truncate(lengths)
         self.ngram.truncate(lengths.cpu())
+
+    def copy_out(self, row: int, start: int, stop: int) -> tuple[Any, Any]:
+        """What each of the two copies."""
+        return self.model.copy_out(row, start, stop), self.ngram.copy_out(row, start, stop)
+
+    def copy_in(self, rows: Sequence[Sequence[tuple[Any, Any]]], to: Sequence[int] | None = None) -> None:
+        """Row b, or `to[b]`, becomes one that has read the pieces `rows[b]`."""
+        self.model.copy_in([[of_model for of_model, _ in pieces] for pieces in rows], to)
+        self.ngram.copy_in([[of_ngram for _, of_ngram in pieces] for pieces in rows], to)
 
     def detach(self) -> None:
         """Cut the graph."""

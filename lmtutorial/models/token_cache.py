@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -58,6 +60,20 @@ class TokenCache:
         if lengths.shape != self._lengths.shape or (lengths < 0).any() or (lengths > self._lengths).any():
             raise ValueError(f"cannot truncate lengths {self._lengths.tolist()} to {lengths.tolist()}")
         self._lengths = lengths.clone()
+
+    def copy_out(self, row: int, start: int, stop: int) -> Ints:
+        """A copy of a row's tokens, (tokens,)."""
+        if self.max_len is None:
+            raise ValueError("an endless cache (max_len=None) cannot be copied out of")
+        return self._tokens[row, self._context + start : self._context + stop].copy()
+
+    def copy_in(self, rows: Sequence[Sequence[Ints]], to: Sequence[int] | None = None) -> None:
+        """Row b, or `to[b]`, becomes one that has read the pieces `rows[b]`."""
+        self._lengths = self._lengths.clone()
+        for row, pieces in zip(range(len(rows)) if to is None else to, rows, strict=True):
+            tokens = np.concatenate(pieces)
+            self._tokens[row, self._context : self._context + len(tokens)] = tokens
+            self._lengths[row] = len(tokens)
 
     def detach(self) -> None:
         """Nothing to cut: counts have no gradients."""
