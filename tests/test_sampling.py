@@ -164,7 +164,7 @@ def test_a_text_is_finished_where_it_first_meets_an_end(model, prompts, options)
 @pytest.mark.parametrize("patience", [1, 16])
 @pytest.mark.parametrize("seed", range(5))
 def test_the_loop_ends_soon_after_all_texts_have(monkeypatch, patience, seed):
-    monkeypatch.setattr(sampling, "_patience", lambda device: patience)
+    monkeypatch.setattr(sampling, "patience", lambda device: patience)
     model = HistoryModel(VOCAB, seed)
     generations = sample(model, [[1], [2, 3]], 1000, eos={4, 7}, seed=seed)
     longest = max(len(g.tokens) for g in generations)
@@ -196,7 +196,7 @@ class CountWaits(TorchDispatchMode):
     "options", [{"temperature": 0}, {"top_k": 5, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.5}]
 )
 def test_no_step_waits_for_the_device(monkeypatch, options):
-    monkeypatch.setattr(sampling, "_patience", lambda device: 16)
+    monkeypatch.setattr(sampling, "patience", lambda device: 16)
 
     model = HistoryModel(VOCAB, 1)
     model.table[:, 5] = -100  # never written

@@ -34,13 +34,23 @@ def row_noise(prompts: list[list[int]], steps: int, seed: int | None) -> Tensor:
     >>> row_noise([[1], [5, 6]], steps=4, seed=0)[:3, 1:].equal(alone)
     True
     """
+    return torch.from_numpy(np.stack([rng.random(steps) for rng in row_generators(prompts, seed)], axis=1))
+
+
+def row_generators(prompts: list[list[int]], seed: int | None) -> list[np.random.Generator]:
+    """The generator that each row draws from; see `row_noise`."""
     if seed is None:
         seed = int(torch.randint(2**63 - 1, ()))
     copies: Counter[tuple[int, ...]] = Counter()
-    rows = []
+    generators = []
     for prompt in prompts:
         key = tuple(prompt)
-        # numpy hashes all of it; the length keeps apart prompts that differ in zeros at the end
-        rows.append(np.random.default_rng([seed, copies[key], len(key), *key]).random(steps))
+        generators.append(text_generator(prompt, seed, copies[key]))
         copies[key] += 1
-    return torch.from_numpy(np.stack(rows, axis=1))
+    return generators
+
+
+def text_generator(prompt: list[int], seed: int, copy: int = 0) -> np.random.Generator:
+    """The generator of a row that has `copy` rows with the same prompt before it."""
+    # numpy hashes all of it; the length keeps apart prompts that differ in zeros at the end
+    return np.random.default_rng([seed, copy, len(prompt), *prompt])

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lmtutorial.decode.constraints import NOTHING, Allowed, Rows
 from lmtutorial.decode.logits import Filters
 from lmtutorial.decode.noise import check_seed, row_noise
 from lmtutorial.decode.prompts import Prompts, check_eos, check_prompts, decoding, prefill
@@ -29,7 +30,8 @@ class Generation(NamedTuple):
     """The log-probability of `tokens` given the prompt, in nats, under the model itself: at temperature 1 and
     unfiltered, whatever they were drawn from."""
     finished: bool
-    """Whether an end-of-text token was met, not only the limit of new tokens."""
+    """Whether the text came to its end, an end-of-text token or the end of what was allowed, not only to the
+    limit of new tokens."""
 
 
 def greedy(
@@ -38,6 +40,7 @@ def greedy(
     max_new_tokens: int,
     *,
     eos: int | Collection[int] | None = None,
+    allowed: Allowed | None = None,
 ) -> list[Generation]:
     """The most likely token at each step, after each of the prompts (the first of them where several tie).
 
@@ -48,7 +51,7 @@ def greedy(
     >>> [generation.tokens for generation in greedy(model, [[0], [3, 0, 1]], 5, eos=3)]
     [[1, 2, 3], [2, 3]]
     """
-    return sample(model, prompts, max_new_tokens, temperature=0.0, eos=eos)
+    return sample(model, prompts, max_new_tokens, temperature=0.0, eos=eos, allowed=allowed)
 
 
 def sample(
@@ -63,6 +66,7 @@ def sample(
     repetition_penalty: float = 1.0,
     eos: int | Collection[int] | None = None,
     seed: int | None = None,
+    allowed: Allowed | None = None,
 ) -> list[Generation]:
     """Random texts after each of the prompts: token by token, drawn from the filtered distribution.
 
@@ -75,12 +79,15 @@ def sample(
     same seed a larger `max_new_tokens` only goes on. Without one, a seed is drawn from torch's global
     generator, so that `torch.manual_seed` rules it.
 
+    `allowed` is asked at each step which tokens may follow the new tokens so far; others get probability 0,
+    before all filters. See `lmtutorial.decode.constraints`, whose `Matching` allows what matches a pattern.
+
     Nothing is computed for gradients. A model in training mode is read with its dropout off and then put back
     as it was.
 
     Raises ValueError or TypeError, before the model runs, for an empty prompt, an id that the model does not
     know, a prompt with no room for `max_new_tokens` in the model's context, and an option out of its range;
-    ValueError where the model gives logits that are NaN.
+    ValueError where the model gives logits that are NaN, or probability 0 to all tokens that are allowed.
 
     >>> from lmtutorial.models.ngram import NGram
     >>> model = NGram.train([0, 1, 0, 2] * 20, order=2, vocab_size=3)
@@ -95,8 +102,10 @@ def sample(
     if not ids:
         return []
     with decoding(model):
-        steps = _steps(model, ids, max_new_tokens, filters, seed)
-        tokens_NB, logprobs_NB = _collect(steps, model, (max_new_tokens, len(ids)), ends)
+        rows = Rows(allowed, len(ids), ends) if allowed else None
+        steps = _steps(model, ids, max_new_tokens, filters, seed, rows)
+        stops = ends | {NOTHING} if rows else ends
+        tokens_NB, logprobs_NB = _collect(steps, model, (max_new_tokens, len(ids)), stops)
     texts = zip(tokens_NB.T.tolist(), logprobs_NB.T.tolist(), strict=True)
     return [_generation(row, tokens, logprobs, ends) for row, (tokens, logprobs) in enumerate(texts)]
 
@@ -113,6 +122,7 @@ def stream(
     repetition_penalty: float = 1.0,
     eos: int | Collection[int] | None = None,
     seed: int | None = None,
+    allowed: Allowed | None = None,
 ) -> Iterator[int]:
     """The tokens of `sample(model, [prompt], ...)[0]`, each as soon as it is known.
 
@@ -130,7 +140,8 @@ def stream(
     filters = Filters(temperature, top_k, top_p, min_p, repetition_penalty)
     ids = check_prompts(model, [prompt], max_new_tokens)
     ends = check_eos(model, eos)
-    return _stream(_steps(model, ids, max_new_tokens, filters, check_seed(seed)), model, ends)
+    rows = Rows(allowed, 1, ends) if allowed else None
+    return _stream(_steps(model, ids, max_new_tokens, filters, check_seed(seed), rows), model, ends)
 
 
 class _Step(NamedTuple):
@@ -147,6 +158,8 @@ def _stream(steps: Iterator[_Step], model: LanguageModel, ends: frozenset[int]) 
             if step is None:
                 return
             token, logprob = int(step.tokens), float(step.logprobs)
+        if token == NOTHING:
+            return
         _refuse_nan(logprob, row=0, done=done)
         yield token
         if token in ends:
@@ -160,9 +173,9 @@ def _collect(
     tokens_NB = torch.empty(shape, dtype=torch.int64, device=model.device)
     logprobs_NB = torch.empty(shape, dtype=torch.float64, device=model.device)
     ended_B = torch.zeros(shape[1], dtype=torch.bool, device=model.device)
-    is_end_V = torch.zeros(model.vocab_size, dtype=torch.bool, device=model.device)
+    is_end_V = torch.zeros(model.vocab_size + 1, dtype=torch.bool, device=model.device)  # NOTHING is the last
     is_end_V[list(ends)] = True
-    patience = _patience(model.device)
+    every = patience(model.device)
     done = 0
     for step in steps:
         tokens_NB[done] = step.tokens
@@ -170,12 +183,12 @@ def _collect(
         done += 1
         if ends:
             ended_B |= is_end_V[step.tokens]
-            if done % patience == 0 and ended_B.all():
+            if done % every == 0 and ended_B.all():
                 break
     return tokens_NB[:done], logprobs_NB[:done]
 
 
-def _patience(device: torch.device) -> int:
+def patience(device: torch.device) -> int:
     """Steps between two questions whether all texts have ended.
 
     On a GPU each question waits for the device to catch up, so that it is worth up to 15 steps computed for
@@ -185,7 +198,12 @@ def _patience(device: torch.device) -> int:
 
 
 def _steps(
-    model: LanguageModel, ids: list[list[int]], max_new_tokens: int, filters: Filters, seed: int | None
+    model: LanguageModel,
+    ids: list[list[int]],
+    max_new_tokens: int,
+    filters: Filters,
+    seed: int | None,
+    rows: Rows | None,
 ) -> Iterator[_Step]:
     """Step after step, one forward each, all on the device."""
     if not max_new_tokens:
@@ -198,11 +216,13 @@ def _steps(
         if step:
             logits_BV = model(tokens_B1, cache)[:, -1]
         noise_B = None if noise_NB is None else noise_NB[step]
-        tokens_B1 = filters.choose(logits_BV, noise_B, seen_BV).unsqueeze(1)
+        choice_BV = logits_BV if rows is None else rows.restrict(logits_BV)
+        tokens_B1 = filters.choose(choice_BV, noise_B, seen_BV).unsqueeze(1)
         if seen_BV is not None:
             seen_BV.scatter_(1, tokens_B1, True)
         logprobs_BV = logits_BV.log_softmax(-1, dtype=torch.promote_types(logits_BV.dtype, torch.float32))
-        yield _Step(tokens_B1[:, 0], logprobs_BV.gather(1, tokens_B1)[:, 0])
+        written_B = tokens_B1[:, 0] if rows is None else rows.read(tokens_B1[:, 0])
+        yield _Step(written_B, logprobs_BV.gather(1, tokens_B1)[:, 0])
 
 
 def _seen(ids: list[list[int]], logits_BV: Tensor) -> Tensor:
@@ -215,8 +235,8 @@ def _seen(ids: list[list[int]], logits_BV: Tensor) -> Tensor:
 
 def _generation(row: int, tokens: list[int], logprobs: list[float], ends: frozenset[int]) -> Generation:
     """Cut one row behind its first end."""
-    end = next((step for step, token in enumerate(tokens) if token in ends), None)
-    length = len(tokens) if end is None else end + 1
+    end = next((step for step, token in enumerate(tokens) if token in ends or token == NOTHING), None)
+    length = len(tokens) if end is None else end + (tokens[end] != NOTHING)
     for done, logprob in enumerate(logprobs[:length]):
         _refuse_nan(logprob, row, done)
     return Generation(tokens[:length], sum(logprobs[:length]), end is not None)
