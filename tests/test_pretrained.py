@@ -97,6 +97,7 @@ def test_a_card_has_a_title(tmp_path):
 
 def test_what_the_package_ships_is_small_and_every_model_of_it_loads():
     folders = [path for path in SHIPPED.glob("*") if path.is_dir()]
+    assert {f.name for f in folders} == {"shakespeare", "shakespeare-draft", "shakespeare-lstm"}
     assert sum(file.stat().st_size for file in SHIPPED.rglob("*") if file.is_file()) <= LIMIT
     for folder in folders:
         names = {"model.safetensors", "tokenizer.json", "README.md"}
