@@ -87,8 +87,12 @@ class Tokenizer(ABC):
 
         Bytes that are not UTF-8 become U+FFFD. Raises ValueError for an id out of range.
         """
+        return self.decode_bytes(ids, specials=specials).decode("utf-8", "replace")
+
+    def decode_bytes(self, ids: Iterable[int], *, specials: bool = False) -> bytes:
+        """The bytes of that text; a token of byte-level BPE may hold a part of a character."""
         pieces = self._named if specials else self._plain
-        return b"".join([pieces[i] for i in check_ids(ids, self.vocab_size)]).decode("utf-8", "replace")
+        return b"".join([pieces[i] for i in check_ids(ids, self.vocab_size)])
 
     def tokens(self, text: str) -> list[str]:
         """The text of each token of `text`, to look at."""
