@@ -1,5 +1,7 @@
 """Small models that show decoders at fault: one that remembers every token, one that trusts no cache."""
 
+from itertools import chain
+
 import torch
 
 
@@ -81,7 +83,7 @@ class TextCache:
         return self.texts[row][start:stop]
 
     def copy_in(self, rows):
-        self.texts = [sum(pieces, []) for pieces in rows]
+        self.texts = [list(chain(*pieces)) for pieces in rows]
 
 
 class Rereading:

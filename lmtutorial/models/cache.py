@@ -35,7 +35,8 @@ class Cache(Protocol):
     def copy_in(self, rows: Sequence[Sequence[Any]], to: Sequence[int] | None = None) -> None:
         """Row b becomes one that has read the tokens of the pieces `rows[b]`, one piece after another.
 
-        With `to` it is row `to[b]` that becomes so, and other rows stay. The pieces were copied out of caches of the same model, each at the place where it now stands.
+        With `to` it is row `to[b]` that becomes so, and other rows stay. The pieces were copied out of caches
+        of the same model, each at the place where it now stands.
         """
 
     def detach(self) -> None:
