@@ -1,4 +1,4 @@
-"""The command line: `lmtutorial train | evaluate | generate | corpora | repro`. Nothing else prints."""
+"""The command line: `lmtutorial train | evaluate | generate | serve | corpora | repro`. Only this prints."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shlex
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,11 +22,12 @@ from tqdm.auto import tqdm
 
 from lmtutorial.build import build_batches, build_model, build_tokenizer, held_out_batches
 from lmtutorial.checkpoint import find_checkpoint, load_model
-from lmtutorial.commands import DEFAULTS, Corpora, Evaluate, Generate, Repro, Train, store, stored
+from lmtutorial.commands import DEFAULTS, Corpora, Evaluate, Generate, Repro, Serve, Train, store, stored
 from lmtutorial.corpora import DownloadError, list_corpora, load_corpus
-from lmtutorial.decode.sampling import sample
 from lmtutorial.devices import choose_device
 from lmtutorial.distributed import Processes, process_group
+from lmtutorial.engine import Engine
+from lmtutorial.generate import write
 from lmtutorial.ledger import read_results, record
 from lmtutorial.lost_process import ProcessLostError
 from lmtutorial.metrics import Evaluation, evaluate
@@ -57,7 +58,7 @@ def _fail(error: Exception, code: int) -> int:
     return code
 
 
-def _parse(arguments: list[str]) -> Train | Evaluate | Generate | Corpora | Repro:
+def _parse(arguments: list[str]) -> Train | Evaluate | Generate | Serve | Corpora | Repro:
     """The command. The defaults of `train` are those of the model's kind, or of the run that is resumed."""
     before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     before.add_argument("--resume", type=Path)
@@ -68,10 +69,11 @@ def _parse(arguments: list[str]) -> Train | Evaluate | Generate | Corpora | Repr
         Annotated[Train, tyro.conf.subcommand("train", default=default)]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Generate, tyro.conf.subcommand("generate")]
+        | Annotated[Serve, tyro.conf.subcommand("serve")]
         | Annotated[Corpora, tyro.conf.subcommand("corpora")]
         | Annotated[Repro, tyro.conf.subcommand("repro")]
     )
-    command: Train | Evaluate | Generate | Corpora | Repro = tyro.cli(
+    command: Train | Evaluate | Generate | Serve | Corpora | Repro = tyro.cli(
         commands,
         prog="lmtutorial",
         description="Train small language models, measure them, and write with them.",
@@ -165,20 +167,41 @@ def _evaluate(command: Evaluate) -> int:
 
 
 def _generate(command: Generate) -> int:
-    if command.samples < 1:
-        raise ValueError(f"samples is {command.samples}; it must be at least 1")
-    model, tokenizer, _ = _load(command.checkpoint, command.device)
-    prompt = tokenizer.encode(command.prompt)
-    options = {
-        name: getattr(command, name)
-        for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
-    }
-    room = command.max_new_tokens if model.context is None else max(0, model.context - len(prompt))
-    steps = min(command.max_new_tokens, room)
-    texts = sample(model, [prompt] * command.samples, steps, eos=tokenizer.eos, **options)
+    def load(name: str) -> tuple[LanguageModel, Tokenizer]:
+        model, tokenizer, _ = _load(name, command.device)
+        return model, tokenizer
+
+    model, tokenizer = load(command.checkpoint)
+    texts, note = write(command, model, tokenizer, load)
     for number, text in enumerate(texts):
         print("-" * 72 if number else "", end="\n" if number else "")
         print((command.prompt + tokenizer.decode(text.tokens)).strip("\n"))
+    if note:
+        print(f"({note})", file=sys.stderr)
+    return 0
+
+
+def _serve(command: Serve) -> int:
+    try:
+        from lmtutorial.serve import Server
+    except ImportError as error:
+        raise ValueError(
+            f"serving needs fastapi and uvicorn ({error}): pip install fastapi uvicorn"
+        ) from None
+    model, tokenizer, _ = _load(command.checkpoint, command.device)
+    max_len = command.max_len or model.context or 1024
+    engine = Engine(
+        model, command.rows, max_len=max_len, queue=command.queue, keep=command.keep, tokenizer=tokenizer
+    )
+    name = command.name or Path(command.checkpoint).name
+    server = Server(
+        engine, name, host=command.host, port=command.port, max_body=command.max_body, grace=command.grace
+    )
+    print(f"{name} at {server.url}/v1, {command.rows} texts of {max_len:,} tokens side by side", flush=True)
+    if not server.local:
+        print("anyone who reaches this address may use it, unencrypted", flush=True)
+    with suppress(KeyboardInterrupt):
+        server.run()
     return 0
 
 
@@ -259,6 +282,7 @@ _COMMANDS: dict[type[Any], Callable[[Any], int]] = {
     Train: _train,
     Evaluate: _evaluate,
     Generate: _generate,
+    Serve: _serve,
     Corpora: _corpora,
     Repro: _repro,
 }

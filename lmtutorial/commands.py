@@ -121,6 +121,8 @@ class Generate:
     """How many texts to write."""
     max_new_tokens: int = 200
     """How long each text gets, in tokens; with the prompt at most the model's context."""
+    decoder: Literal["sample", "beam", "mcts", "speculative"] = "sample"
+    """How to choose tokens; `beam` gives its best texts, `mcts` those that --reward likes."""
     temperature: float = 0.8
     """Below 1 safer, above 1 bolder, 0 always the likeliest token."""
     top_k: int | None = None
@@ -131,8 +133,53 @@ class Generate:
     """Choose only among tokens at least this share as likely as the likeliest."""
     repetition_penalty: float = 1.0
     """Above 1: tokens that were used already become less likely."""
+    match: str | None = None
+    """A regular expression: only texts that match it, or still can, are written."""
+    width: int = 4
+    """beam: how many texts are in hand at each step, at least as many as samples."""
+    length_penalty: float = 1.0
+    """beam: texts are ranked by their log-probability / length**this."""
+    reward: str | None = None
+    """mcts: FILE.py:FUNCTION, a function of the text that gives a number, the higher the better."""
+    simulations: int = 64
+    """mcts: how many continuations are tried before each token."""
+    draft: str = "lookup"
+    """speculative: what proposes tokens, a model (as in checkpoint) or `lookup`, the text so far."""
+    lookahead: int = 4
+    """speculative: how many tokens are proposed at a time."""
     seed: int | None = None
     """The same seed writes the same texts. None: new ones each time."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda, cuda:1, mps."""
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Answer OpenAI's clients with a trained model: /v1/completions, /v1/models, /health.
+
+    Ctrl-C stops it, after what is on its way is written. Needs fastapi and uvicorn: the extra "serve".
+    """
+
+    checkpoint: str = "runs/demo"
+    """The folder of a run (its best weights are taken), a checkpoint in it, or a name: smollm2-135m."""
+    name: str | None = None
+    """What clients call the model. None: the last part of `checkpoint`."""
+    host: str = "127.0.0.1"
+    """The address to listen at. The default is this machine alone; 0.0.0.0 lets anyone on the network in."""
+    port: int = 8000
+    """The port to listen at; 0 takes one that is free."""
+    rows: int = 16
+    """How many texts are written side by side. Each step computes as many rows, taken or not."""
+    queue: int = 256
+    """How many more texts may wait; beyond that the answer is 429."""
+    max_len: int | None = None
+    """The longest text, prompt included, in tokens. None: the model's context, 1024 where it has none."""
+    keep: int = 4096
+    """How many tokens of earlier texts are kept, so that texts that begin alike need not be read again."""
+    max_body: int = 1 << 20
+    """The longest body of a request, in bytes; beyond that the answer is 413."""
+    grace: float = 10.0
+    """How many seconds after Ctrl-C texts on their way may take to end; the rest get an error."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda, cuda:1, mps."""
 

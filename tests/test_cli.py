@@ -259,7 +259,7 @@ def test_training_that_diverges_ends_with_code_1_and_advice(text, tmp_path, caps
     assert "a lower learning rate" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["generate"], ["corpora"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["generate"], ["serve"], ["corpora"]])
 def test_help_exits_with_0_and_explains_every_flag(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])

@@ -20,9 +20,12 @@ FROM_TOP_TO_BOTTOM = """
     devices sharding distributed tensorfile checkpoint
     hf_config hugging_face gguf_file pretrained
     train_config weight_average runs lost_process update resume train
-    decode.noise decode.logits decode.prompts decode.sampling
+    decode.noise decode.logits decode.rows decode.prompts decode.automaton decode.constraints decode.sampling
+    decode.candidates decode.beam decode.tree decode.best_of decode.mcts
+    decode.guesses decode.drafts decode.growing decode.speculative decode.text
+    prefix_cache request engine engine_thread completion serve
     plot_digest plots
-    provenance ledger repro commands build cli
+    provenance ledger repro commands build generate cli
 """
 ORDER = FROM_TOP_TO_BOTTOM.split()
 

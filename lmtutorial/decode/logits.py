@@ -87,20 +87,20 @@ class Filters:
     def probs(self, logits: Tensor, seen: Tensor | None = None) -> Tensor:
         """The distribution to draw from; see `to_probs`."""
         if self.greedy:
-            best = _argmax(self.penalized(logits, seen)).unsqueeze(-1)
-            return torch.zeros_like(logits, dtype=_precise(logits).dtype).scatter_(-1, best, 1.0)
+            best = argmax(self.penalized(logits, seen)).unsqueeze(-1)
+            return torch.zeros_like(logits, dtype=precise(logits).dtype).scatter_(-1, best, 1.0)
         return self.filtered(logits, seen).softmax(-1)
 
     def choose(self, logits: Tensor, uniforms: Tensor | None, seen: Tensor | None = None) -> Tensor:
         """`draw(self.probs(logits, seen), uniforms)`, without forming a point mass where it is one."""
         if self.greedy:
-            return _argmax(self.penalized(logits, seen))
+            return argmax(self.penalized(logits, seen))
         assert uniforms is not None
         return draw(self.probs(logits, seen), uniforms)
 
     def penalized(self, logits: Tensor, seen: Tensor | None) -> Tensor:
         """Logits, in float32 at least, after the repetition penalty."""
-        logits = _precise(logits)
+        logits = precise(logits)
         if self.repetition_penalty == 1:
             return logits
         if seen is None:
@@ -124,9 +124,10 @@ class Filters:
         return logits
 
 
-def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+def penalize(logits: Tensor, seen: Tensor, penalty: float | Tensor) -> Tensor:
     """Make the tokens marked in `seen` less likely: positive logits / penalty, negative ones * penalty.
 
+    `penalty` is one number, or one for each row, (..., 1).
     Source: Keskar et al., "CTRL", 2019, section 4.1; with a sign rule, as in Hugging Face.
 
     >>> penalize(torch.tensor([2.0, -2.0, 2.0]), torch.tensor([True, True, False]), 2.0)
@@ -135,22 +136,28 @@ def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
-def keep_top_k(logits: Tensor, k: int) -> Tensor:
+def keep_top_k(logits: Tensor, k: int | Tensor) -> Tensor:
     """Drop (-inf) all but the `k` largest logits; those that tie with the k-th stay.
 
+    `k` is one number, or one for each row, (..., 1).
     Source: Fan et al., "Hierarchical Neural Story Generation", ACL 2018.
 
     >>> keep_top_k(torch.tensor([1.0, 3.0, 2.0]), 2)
     tensor([-inf, 3., 2.])
     """
-    kth = logits.topk(min(k, logits.shape[-1])).values[..., -1:]
+    vocab = logits.shape[-1]
+    if isinstance(k, Tensor):
+        kth = _sort(logits).gather(-1, vocab - k.clamp(max=vocab))
+    else:
+        kth = logits.topk(min(k, vocab)).values[..., -1:]
     return logits.masked_fill(logits < kth, -math.inf)
 
 
-def keep_top_p(logits: Tensor, p: float) -> Tensor:
+def keep_top_p(logits: Tensor, p: float | Tensor) -> Tensor:
     """Drop (-inf) the least likely tokens that together hold at most 1 - p of the probability.
 
-    At least one token stays, and tokens that tie with the last one that stays do too.
+    At least one token stays, and tokens that tie with the last one that stays do too. `p` is one number, or
+    one for each row, (..., 1).
     Source: Holtzman et al., "The Curious Case of Neural Text Degeneration", ICLR 2020.
 
     >>> keep_top_p(torch.tensor([0.5, 0.3, 0.2]).log(), 0.7).exp()
@@ -158,20 +165,23 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """
     rising = _sort(logits)
     cumulative = rising.softmax(-1).cumsum(-1)
-    dropped = torch.searchsorted(cumulative, torch.full_like(cumulative[..., :1], 1 - p), right=True)
+    rest = (1 - p).to(cumulative) if isinstance(p, Tensor) else torch.full_like(cumulative[..., :1], 1 - p)
+    dropped = torch.searchsorted(cumulative, rest, right=True)
     cut = rising.gather(-1, dropped.clamp_(max=logits.shape[-1] - 1))
     return logits.masked_fill(logits < cut, -math.inf)
 
 
-def keep_min_p(logits: Tensor, p: float) -> Tensor:
+def keep_min_p(logits: Tensor, p: float | Tensor) -> Tensor:
     """Drop (-inf) tokens with less than `p` times the probability of the likeliest one.
 
+    `p` is one number, or one for each row, (..., 1).
     Source: Nguyen et al., "Turning Up the Heat: Min-p Sampling", ICLR 2025.
 
     >>> keep_min_p(torch.tensor([0.6, 0.3, 0.1]).log(), 0.25).exp()
     tensor([0.6000, 0.3000, 0.0000])
     """
     probs = logits.softmax(-1)
+    p = p.to(probs) if isinstance(p, Tensor) else p
     return logits.masked_fill(probs < p * probs.amax(-1, keepdim=True), -math.inf)
 
 
@@ -203,14 +213,15 @@ def _sort(logits: Tensor) -> Tensor:
     return logits.sort(-1).values
 
 
-def _argmax(logits: Tensor) -> Tensor:
+def argmax(logits: Tensor) -> Tensor:
     """The id of the largest logit, the first of them where several tie."""
     if logits.device.type == "cpu":
         return torch.as_tensor(logits.detach().numpy().argmax(-1))
     return logits.argmax(-1)
 
 
-def _precise(logits: Tensor) -> Tensor:
+def precise(logits: Tensor) -> Tensor:
+    """In float32 at least."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
