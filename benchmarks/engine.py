@@ -9,10 +9,13 @@ what a step costs beyond its forward, in microseconds, by rows and by how many k
 """
 
 import argparse
+import os
 import random
 import time
 from collections.abc import Callable
 from typing import Any
+
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, for all: see thread_waits.py
 
 import measure
 import torch

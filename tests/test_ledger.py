@@ -122,7 +122,7 @@ def test_a_character_run_trains_mixes_and_scores_the_whole_part(monkeypatch):
             return "".join(words)
 
     monkeypatch.setattr(repro, "load_corpus", lambda _name: Small())
-    run = CharacterRun(0.3, width=8, layers=1, heads=1, context=16, time=16, batch=4, order=3, tuning=0.1)
+    run = CharacterRun(0.3, width=8, layers=1, heads=1, time=16, batch=4, order=3, tuning=0.1)
     mixed = run(0)
     alone = dataclasses.replace(run, order=0)(0)
     assert 0 < mixed < alone  # counting learns more in a third of a second than such a network

@@ -37,15 +37,20 @@ class KVCache:
 
         Raises ValueError, on a CPU, where they do not fit (elsewhere looking would wait for the device).
         """
-        window = self.max_len
-        if self.keys.device.type == "cpu":
-            window = int(self.lengths.max()) + time  # slots that no row has reached need not be looked at
-            if window > self.max_len:
-                raise ValueError(f"the cache holds at most {self.max_len} tokens a row, {window} are needed")
+        window = self.window(time)
         self._positions_BT = self.lengths[:, None] + torch.arange(time, device=self.lengths.device)
         slots = torch.arange(window, device=self.lengths.device)
         self._visible_B1TS = slots <= self._positions_BT[:, None, :, None]
         return self._positions_BT
+
+    def window(self, time: int) -> int:
+        """How many slots of a row `time` more tokens may look at; raises as `make_room` does."""
+        if self.keys.device.type != "cpu":
+            return self.max_len
+        window = int(self.lengths.max()) + time  # slots that no row has reached need not be looked at
+        if window > self.max_len:
+            raise ValueError(f"the cache holds at most {self.max_len} tokens a row, {window} are needed")
+        return window
 
     def extend(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Keep the keys and values of the new tokens; all there are, and which of them each token sees."""
