@@ -105,7 +105,8 @@ class Task:
 
     def _samples(self, prompt, budget, seed, temperature):
         most = [prompt] * (budget // 4 + 1)
-        drawn = sample(self.model, most, self.limit, temperature=temperature, eos=self.eos, seed=seed)
+        options = {"temperature": temperature, "top_k": 50, "eos": self.eos, "seed": seed}  # top_k as mcts's
+        drawn = sample(self.model, most, self.limit, **options)
         kept, read = [], 0
         for text in drawn:
             read += len(text.tokens) - 1  # nobody asks what follows the last token

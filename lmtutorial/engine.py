@@ -2,9 +2,8 @@
 
     engine = Engine(model, rows=16)
     handle = engine.submit(Request(prompt, max_new_tokens=100))
-    while engine.busy:
-        for event in engine.step():
-            ...
+    engine.run()  # or, to see each token as it comes: engine.step() while engine.busy
+    text = handle.result()
 
 A batch that is decoded together waits for its longest text. Here a row whose text has ended is given to the
 next request at once. A step admits waiting requests into free rows, reads one token in each row, draws the
