@@ -8,8 +8,8 @@ al., "ZeroQuant", NeurIPS 2022, for the groups.
     small = quantize(model)                      # a LanguageModel, which decoders use like any other
     save_quantized("small.safetensors", small)
 
-`QuantizedLinear` is the definition, on any device: it turns the integers back into weights and multiplies. That
-saves memory, and no time.
+`QuantizedLinear` is the definition, on any device: it turns the integers back into weights and multiplies.
+That saves memory, and no time.
 """
 
 from __future__ import annotations
