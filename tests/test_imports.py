@@ -25,7 +25,7 @@ FROM_TOP_TO_BOTTOM = """
     decode.guesses decode.drafts decode.growing decode.speculative decode.text
     prefix_cache request engine engine_thread completion serve
     plot_digest plots
-    provenance quantize compiled native ledger repro commands build generate cli
+    provenance ledger repro commands build generate cli
 """
 ORDER = FROM_TOP_TO_BOTTOM.split()
 
