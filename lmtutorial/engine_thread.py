@@ -80,9 +80,8 @@ class EngineThread:
                 if self._time_is_up:
                     raise RuntimeError("the server is shutting down")
                 events = self.engine.step()
-            except (
-                Exception
-            ) as error:  # of no single request: all that are on their way fail, the next may not
+            except Exception as error:
+                # of no single request: all that are on their way fail, the next may not
                 events = self.engine.abort(error)
             try:
                 self._loop.call_soon_threadsafe(self._deliver, events)

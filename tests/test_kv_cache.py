@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lmtutorial.models import kv_cache
 from lmtutorial.models.kv_cache import KVCache
 
 LAYERS, HEADS, SIZE, ROOM = 2, 3, 2, 20
@@ -44,8 +45,10 @@ def check(cache, plain):
     assert cache.keys.isfinite().all()
 
 
+@pytest.mark.parametrize("few", [kv_cache.FEW, 3])  # with 3, rows are now copied whole and now in part
 @pytest.mark.parametrize("seed", range(200))
-def test_rows_hold_what_was_read_whatever_was_reordered_cut_and_read_on_before(seed):
+def test_rows_hold_what_was_read_whatever_was_reordered_cut_and_read_on_before(seed, few, monkeypatch):
+    monkeypatch.setattr(kv_cache, "FEW", few)
     draw = torch.Generator().manual_seed(seed)
 
     def integers(low, high, *shape):

@@ -7,12 +7,16 @@ top-p, min-p; equal to it logit for logit.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+Pass = Callable[[Tensor, Any], Tensor]
 
 COLDEST = 1e-30
 """Lower temperatures than this count as this: dividing by them would overflow float32."""
@@ -113,15 +117,23 @@ class Filters:
     def filtered(self, logits: Tensor, seen: Tensor | None = None) -> Tensor:
         """Logits after all filters, in Hugging Face's order: -inf where a token was dropped."""
         logits = self.penalized(logits, seen)
-        if self.temperature != 1:
-            logits = logits / max(self.temperature, COLDEST)
-        if self.top_k is not None:
-            logits = keep_top_k(logits, self.top_k)
-        if self.top_p is not None and self.top_p < 1:
-            logits = keep_top_p(logits, self.top_p)
-        if self.min_p:
-            logits = keep_min_p(logits, self.min_p)
+        for keep, value in self.passes.items():
+            logits = keep(logits, value)
         return logits
+
+    @property
+    def passes(self) -> dict[Pass, float]:
+        """What changes the logits after the penalty, in the order of `PASSES`, each with its value."""
+        values: dict[Pass, float] = {}
+        if self.temperature != 1:
+            values[cool] = max(self.temperature, COLDEST)
+        if self.top_k is not None:
+            values[keep_top_k] = self.top_k
+        if self.top_p is not None and self.top_p < 1:
+            values[keep_top_p] = self.top_p
+        if self.min_p:
+            values[keep_min_p] = self.min_p
+        return values
 
 
 def penalize(logits: Tensor, seen: Tensor, penalty: float | Tensor) -> Tensor:
@@ -134,6 +146,15 @@ def penalize(logits: Tensor, seen: Tensor, penalty: float | Tensor) -> Tensor:
     tensor([ 1., -4.,  2.])
     """
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+
+
+def cool(logits: Tensor, temperature: float | Tensor) -> Tensor:
+    """Divide by the temperature, one number, or one for each row, (..., 1).
+
+    >>> cool(torch.tensor([2.0, 1.0]), 0.5)
+    tensor([4., 2.])
+    """
+    return logits / (temperature.to(logits) if isinstance(temperature, Tensor) else temperature)
 
 
 def keep_top_k(logits: Tensor, k: int | Tensor) -> Tensor:
@@ -183,6 +204,10 @@ def keep_min_p(logits: Tensor, p: float | Tensor) -> Tensor:
     probs = logits.softmax(-1)
     p = p.to(probs) if isinstance(p, Tensor) else p
     return logits.masked_fill(probs < p * probs.amax(-1, keepdim=True), -math.inf)
+
+
+PASSES: tuple[Pass, ...] = (cool, keep_top_k, keep_top_p, keep_min_p)
+"""In Hugging Face's order."""
 
 
 def draw(probs: Tensor, uniforms: Tensor) -> Tensor:

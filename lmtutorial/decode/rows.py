@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from lmtutorial.decode.logits import (
-    COLDEST,
-    Filters,
-    argmax,
-    draw,
-    keep_min_p,
-    keep_top_k,
-    keep_top_p,
-    penalize,
-    precise,
-)  # fmt: skip
+from lmtutorial.decode.logits import PASSES, Filters, Pass, argmax, draw, keep_top_k, penalize, precise
 from lmtutorial.decode.noise import text_generator
 
-Keep = Callable[[Tensor, Tensor], Tensor]
 Rows = Tensor | slice
 
 
@@ -42,6 +29,7 @@ class RowSampler:
         """For texts of at most `max_len` tokens, prompts included; all memory is set aside here."""
         self._filters: list[Filters | None] = [None] * rows
         self._stale = True
+        self._passes: list[tuple[Pass, Rows, Tensor]] = []
         self._seen_RV = torch.zeros(rows, vocab_size, dtype=torch.bool, device=device)
         self._noise_RS = torch.zeros(rows, max_len + 1, dtype=torch.float64, device=device)  # by place
 
@@ -86,14 +74,11 @@ class RowSampler:
         self._drawn = self._rows([row for row, _ in drawn])
         taken = [(row, f.repetition_penalty) for row, f in enumerate(self._filters) if f]
         self._penalized = self._values([(row, p) for row, p in taken if p != 1])
-        passes: list[tuple[Keep, list[tuple[int, float]]]] = [
-            (_cool, [(row, max(f.temperature, COLDEST)) for row, f in drawn if f.temperature != 1]),
-            (keep_top_k, [(row, f.top_k) for row, f in drawn if f.top_k is not None]),
-            (keep_top_p, [(row, f.top_p) for row, f in drawn if f.top_p is not None and f.top_p < 1]),
-            (keep_min_p, [(row, f.min_p) for row, f in drawn if f.min_p]),
-        ]
-        found = [(keep, self._values(values, whole=keep is keep_top_k)) for keep, values in passes]
-        self._passes = [(keep, *at) for keep, at in found if at is not None]
+        self._passes = []
+        for keep in PASSES:
+            values = [(row, f.passes[keep]) for row, f in drawn if keep in f.passes]
+            if (found := self._values(values, whole=keep is keep_top_k)) is not None:
+                self._passes.append((keep, *found))
         self._stale = False
 
     def _values(self, values: list[tuple[int, float]], whole: bool = False) -> tuple[Rows, Tensor] | None:
@@ -108,7 +93,3 @@ class RowSampler:
         if len(rows) == len(self._filters):
             return slice(None)  # nothing to pick out
         return torch.tensor(rows, device=self._seen_RV.device) if rows else None
-
-
-def _cool(logits: Tensor, temperature: Tensor) -> Tensor:
-    return logits / temperature.to(logits)

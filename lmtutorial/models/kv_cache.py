@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+FEW = 256
+"""Up to so many rows it pays to look at each pair of them, before their slots are copied."""
+
 
 class KVCache:
     """Keys and values of each layer, (layers, batch, kv heads, max_len, size); a `Cache`.
@@ -68,13 +71,18 @@ class KVCache:
     def reorder(self, rows: Tensor) -> None:
         """Row b becomes what row `rows[b]` was.
 
-        On a CPU only slots that may differ are copied: the beams of a prompt, copies of each other that have
-        gone different ways since, share most of theirs.
+        A few rows on a CPU copy only slots that may differ: the beams of a prompt, copies of each other that
+        have gone different ways since, share most of theirs.
         """
-        before, lengths = (self.keys, self.values), self.lengths[rows]
-        if self.keys.device.type != "cpu":
-            self.keys, self.values, self.lengths = self.keys[:, rows], self.values[:, rows], lengths
-            return
+        lengths = self.lengths[rows]
+        if self.keys.device.type == "cpu" and max(len(rows), len(self.lengths)) <= FEW:
+            self._copy_what_differs(rows, lengths)
+        else:
+            self.keys, self.values, self._alike = self.keys[:, rows], self.values[:, rows], None
+        self.lengths = lengths
+
+    def _copy_what_differs(self, rows: Tensor, lengths: Tensor) -> None:
+        before = self.keys, self.values
         alike = self._alike if self._alike is not None else torch.zeros(2 * self.lengths.shape).long()
         if len(rows) == len(self.lengths):
             starts = alike.gather(1, rows[:, None])[:, 0]  # before these slots row b is like row rows[b]
@@ -83,16 +91,13 @@ class KVCache:
             starts = torch.zeros_like(rows)
             shape = (self.keys.shape[0], len(rows), *self.keys.shape[2:])
             self.keys, self.values = self.keys.new_zeros(shape), self.values.new_zeros(shape)
-        spans = [slice(*span) for span in zip(starts.tolist(), lengths.tolist(), strict=True)]
-        moves = [
-            (b, r, s) for b, (r, s) in enumerate(zip(rows.tolist(), spans, strict=True)) if s.start < s.stop
-        ]
+        spans = zip(rows.tolist(), starts.tolist(), lengths.tolist(), strict=True)
+        moves = [(b, row, slice(start, end)) for b, (row, start, end) in enumerate(spans) if start < end]
         for old, new in zip(before, (self.keys, self.values), strict=True):
             pieces = [old[:, row, :, span].clone() for _, row, span in moves]  # before any is overwritten
             for (b, _, span), piece in zip(moves, pieces, strict=True):
                 new[:, b, :, span] = piece
         self._alike = torch.where(rows[:, None] == rows, lengths, alike[rows][:, rows])
-        self.lengths = lengths
 
     def truncate(self, lengths: Tensor) -> None:
         """Forget what row b read after its first `lengths[b]` tokens."""
