@@ -17,7 +17,7 @@ FROM_TOP_TO_BOTTOM = """
     models.cache models.token_cache models.ngram_counts models.ngram_discounts models.ngram models.mixture
     models.lstm models.kv_cache models.kernels models.transformer
     losses metrics optim optimizer_groups schedules
-    devices sharding distributed tensorfile checkpoint quantize
+    devices sharding distributed tensorfile checkpoint quantize roofline
     hf_config hugging_face gguf_file pretrained
     train_config weight_average runs lost_process update resume train
     decode.noise decode.logits decode.rows decode.prompts decode.automaton decode.constraints decode.sampling
