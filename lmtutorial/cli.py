@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 # Before torch is loaded: how long its threads spin before they sleep. With the default of 300,000 turns,
 # training was 17 times slower beside two busy programs, a tenth faster alone: benchmarks/thread_waits.py.
@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from lmtutorial.build import build_batches, build_model, build_tokenizer, held_out_batches
 from lmtutorial.checkpoint import find_checkpoint, load_model
 from lmtutorial.commands import DEFAULTS, Corpora, Evaluate, Generate, Repro, Serve, Train, store, stored
+from lmtutorial.compiled import compiled
 from lmtutorial.corpora import DownloadError, list_corpora, load_corpus
 from lmtutorial.devices import choose_device
 from lmtutorial.distributed import Processes, process_group
@@ -32,7 +33,10 @@ from lmtutorial.ledger import read_results, record
 from lmtutorial.lost_process import ProcessLostError
 from lmtutorial.metrics import Evaluation, evaluate
 from lmtutorial.models.cache import LanguageModel
+from lmtutorial.models.transformer import Transformer
+from lmtutorial.native import native
 from lmtutorial.pretrained import load_pretrained
+from lmtutorial.quantize import quantize
 from lmtutorial.repro import RECIPES, beside, reproduce
 from lmtutorial.tokenizers import Tokenizer, load_tokenizer
 from lmtutorial.train import TrainConfig, train
@@ -169,7 +173,7 @@ def _evaluate(command: Evaluate) -> int:
 def _generate(command: Generate) -> int:
     def load(name: str) -> tuple[LanguageModel, Tokenizer]:
         model, tokenizer, _ = _load(name, command.device)
-        return model, tokenizer
+        return _ready(model, command.bits, command.fast), tokenizer
 
     model, tokenizer = load(command.checkpoint)
     texts, note = write(command, model, tokenizer, load)
@@ -189,6 +193,7 @@ def _serve(command: Serve) -> int:
             f"serving needs fastapi and uvicorn ({error}): pip install fastapi uvicorn"
         ) from None
     model, tokenizer, _ = _load(command.checkpoint, command.device)
+    model = _ready(model, command.bits, command.fast)
     max_len = command.max_len or model.context or 1024
     engine = Engine(
         model, command.rows, max_len=max_len, queue=command.queue, keep=command.keep, tokenizer=tokenizer
@@ -224,6 +229,16 @@ def _load(checkpoint: str, device: str) -> tuple[LanguageModel, Tokenizer, Path 
         raise FileNotFoundError(f"there is no tokenizer beside {path}: {beside} is missing")
     model = load_model(path, choose_device(device))
     return model, load_tokenizer(beside), path.parent
+
+
+def _ready(model: LanguageModel, bits: Literal[4, 8] | None, fast: bool) -> LanguageModel:
+    """The model with its weights rounded and its steps compiled, as a command asks for."""
+    if bits is None and not fast:
+        return model
+    if not isinstance(model, Transformer):
+        raise ValueError(f"--bits and --fast are for a Transformer, this model is {type(model).__name__}")
+    model = model if bits is None else quantize(model, bits)
+    return model if not fast else native(model) if model.device.type == "cpu" else compiled(model)
 
 
 def _describe(result: Evaluation, model: LanguageModel) -> str:

@@ -149,6 +149,10 @@ class Generate:
     """speculative: how many tokens are proposed at a time."""
     seed: int | None = None
     """The same seed writes the same texts. None: new ones each time."""
+    bits: Literal[4, 8] | None = None
+    """Round the weights of a Transformer to so many bits. None: as they are."""
+    fast: bool = False
+    """Compile a Transformer's steps when they first run: C++ on a CPU, CUDA graphs on a GPU."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda, cuda:1, mps."""
 
@@ -180,6 +184,10 @@ class Serve:
     """The longest body of a request, in bytes; beyond that the answer is 413."""
     grace: float = 10.0
     """How many seconds after Ctrl-C texts on their way may take to end; the rest get an error."""
+    bits: Literal[4, 8] | None = None
+    """Round the weights of a Transformer to so many bits. None: as they are."""
+    fast: bool = False
+    """Compile a Transformer's steps when they first run: C++ on a CPU, CUDA graphs on a GPU."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda, cuda:1, mps."""
 

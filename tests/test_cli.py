@@ -269,3 +269,19 @@ def test_help_exits_with_0_and_explains_every_flag(command, capsys):
     if command == ["train"]:
         flags = ("--corpus", "--width", "--learning-rate", "--resume", "--out")
         assert all(flag in printed for flag in flags)
+
+
+def test_fast_steps_write_the_same_and_rounded_weights_about_the_same(capsys):
+    flags = ["--checkpoint", "shakespeare", "--prompt", "ROMEO.", "--samples", "2", "--max-new-tokens", "20"]
+    written = []
+    for more in ([], ["--fast"], ["--bits", "8"], ["--bits", "8", "--fast"]):
+        assert main(["generate", *flags, "--temperature", "0", "--device", "cpu", *more]) == 0
+        written.append(capsys.readouterr().out)
+    assert written[0] == written[1]
+    assert written[2] == written[3]
+    assert all(text.startswith("ROMEO.") for text in written)
+
+
+def test_a_model_that_cannot_be_rounded_is_named(run, capsys):
+    assert main(["generate", "--checkpoint", str(run), "--bits", "8"]) == 2
+    assert "--bits and --fast are for a Transformer, this model is LSTM" in capsys.readouterr().err
