@@ -2,10 +2,11 @@
 
 A 10.6M-parameter GPT (6 layers, 384 wide, 6 heads, 65 tokens, context 512) with random weights writes
 greedily: texts of 16 to 256 tokens after prompts of 8 to 64, drawn by a fixed seed. Beside the engine: the
-same requests one after the other (our `greedy`), and `generate` of `transformers` in static batches on the
-same weights, padded on the left to the longest prompt and run to the longest text: as many requests at a time
-as the engine has rows, and all 64. All must write the same, and count the tokens that were asked for. Then
-what a step costs beyond its forward, in microseconds, by rows and by how many kinds of filters are in use.
+same requests one after the other (our `greedy`), both with the model's own steps and with steps in C++
+(`native`), and `generate` of `transformers` in static batches on the same weights, padded on the left to the
+longest prompt and run to the longest text: as many requests at a time as the engine has rows, and all 64. All
+must write the same, and count the tokens that were asked for. Then what a step costs beyond its forward, in
+microseconds, by rows and by how many kinds of filters are in use.
 """
 
 import argparse
@@ -18,14 +19,15 @@ from typing import Any
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, for all: see thread_waits.py
 
 import measure
+import peers
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config
 
 from lmtutorial.decode.logits import Filters
 from lmtutorial.decode.sampling import greedy
 from lmtutorial.engine import Engine
-from lmtutorial.hugging_face import to_hf
+from lmtutorial.models.cache import LanguageModel
 from lmtutorial.models.transformer import Transformer, TransformerConfig
+from lmtutorial.native import native
 from lmtutorial.request import Request
 
 GPT = TransformerConfig.gpt2(vocab_size=65, context=512, width=384, layers=6, heads=6)
@@ -39,11 +41,11 @@ def requests(count: int) -> list[Request]:
     return [Request([rng.randrange(65) for _ in range(length)], steps, GREEDY) for length, steps in sizes]
 
 
-def continuous(model: Transformer, wanted: list[Request], rows: int) -> list[list[int]]:
+def continuous(model: LanguageModel, wanted: list[Request], rows: int) -> list[list[int]]:
     return [text.tokens for text in Engine(model, rows).generate(wanted)]
 
 
-def one_by_one(model: Transformer, wanted: list[Request]) -> list[list[int]]:
+def one_by_one(model: LanguageModel, wanted: list[Request]) -> list[list[int]]:
     return [greedy(model, [r.prompt], r.max_new_tokens)[0].tokens for r in wanted]
 
 
@@ -68,16 +70,6 @@ def static(peer: Any, wanted: list[Request], rows: int) -> list[list[int]]:
         )[:, longest:]
         texts += [row[: r.max_new_tokens] for row, r in zip(new.tolist(), batch, strict=True)]
     return texts
-
-
-def as_transformers(model: Transformer) -> Any:
-    """The same weights in `transformers`."""
-    config, tensors = to_hf(model)
-    peer = AutoModelForCausalLM.from_config(GPT2Config(**config))
-    peer.load_state_dict(tensors, strict=False)
-    peer.tie_weights()
-    peer.generation_config.eos_token_id = None
-    return peer.eval()
 
 
 def overhead(model: Transformer, rows: int, kinds: int, steps: int = 60) -> float:
@@ -119,26 +111,33 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     model = Transformer(GPT).eval()
-    peer, wanted = as_transformers(model), requests(options.requests)
+    peer, wanted, fast = peers.as_transformers(model), requests(options.requests), native(model)
     tokens = sum(r.max_new_tokens for r in wanted)
+    hf = peers.version("transformers")
     runs: dict[str, Callable[[], list[list[int]]]] = {
         f"engine of {options.rows} rows": lambda: continuous(model, wanted, options.rows),
         "one after the other": lambda: one_by_one(model, wanted),
-        f"transformers {peer_version()}, static batches of {options.rows}": lambda: static(
-            peer, wanted, options.rows
-        ),
-        f"transformers {peer_version()}, static batch of all": lambda: static(peer, wanted, len(wanted)),
+        f"engine of {options.rows} rows, native": lambda: continuous(fast, wanted, options.rows),
+        "one after the other, native": lambda: one_by_one(fast, wanted),
+        f"{hf}, static batches of {options.rows}": lambda: static(peer, wanted, options.rows),
+        f"{hf}, static batch of all": lambda: static(peer, wanted, len(wanted)),
     }
     texts = [run() for run in runs.values()]
     assert all(same == texts[0] for same in texts[1:]), "the ways do not write the same texts"
-    ours, *others = measure.alternate(*runs.values(), repeats=options.repeats, warmup=0)
+    seconds = dict(
+        zip(runs, measure.alternate(*runs.values(), repeats=options.repeats, warmup=0), strict=True)
+    )
     rows: list[dict[str, object]] = [
         {
-            "benchmark": "engine", "name": f"{len(wanted)} requests, {next(iter(runs))}",
-            "value": round(tokens / ours), "unit": "tokens/s", "peer": name,
-            "peer_value": round(tokens / seconds), "ratio": seconds / ours, "threads": options.threads,
+            "benchmark": "engine", "name": f"{len(wanted)} requests, {ours}",
+            "value": round(tokens / seconds[ours]), "unit": "tokens/s", "peer": name,
+            "peer_value": round(tokens / seconds[name]), "ratio": seconds[name] / seconds[ours],
+            "threads": options.threads,
         }
-        for name, seconds in zip(list(runs)[1:], others, strict=True)
+        for ours in runs
+        for name in runs
+        if ours.startswith("engine") and not name.startswith("engine")
+        if "native" in ours or "native" not in name
     ]  # fmt: skip
     for count in (1, 16, 32):
         for kinds in (1, 16):
@@ -150,10 +149,6 @@ def main() -> None:
                      "threads": options.threads}
                 )  # fmt: skip
     measure.report(rows, keep=options.record)
-
-
-def peer_version() -> str:
-    return measure.importlib.metadata.version("transformers")
 
 
 if __name__ == "__main__":

@@ -4,11 +4,15 @@ The shipped model writes 256 tokens after each of several prompts of 32 from the
 a time: by our own `greedy` and `sample`, and by `speculative` with each kind of draft. The bars are 2.0 times
 the tokens a second greedily, where the tokens must be the same, and 1.4 times sampled. With --smollm2 also
 SmolLM2-135M, which is asked to quote its prompt. Then what reading several tokens in one forward costs, which
-says what there is to gain.
+says what there is to gain. All of it twice: with the models' own steps, and with steps in C++ (`native`).
 """
 
 import argparse
+import itertools
+import os
 from functools import partial
+
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, for all: see thread_waits.py
 
 import measure
 import torch
@@ -19,6 +23,7 @@ from lmtutorial.decode.prompts import decoding
 from lmtutorial.decode.sampling import greedy, sample
 from lmtutorial.decode.speculative import Speculation, speculative
 from lmtutorial.models.ngram import NGram
+from lmtutorial.native import native
 from lmtutorial.pretrained import load_pretrained
 
 PROMPT = 32
@@ -105,15 +110,20 @@ def shakespeare(name, count, new, threads):
     text = tokenizer.encode_array(corpus.text("validation")).tolist()
     prompts = [text[i * len(text) // count :][:PROMPT] for i in range(count)]
     counted = NGram.train(tokenizer.encode_array(corpus.text("train")), 4, tokenizer.vocab_size)
+    lookup = FirstGuess(PromptLookup(4, 2), NGramTable(counted))
+    small = load_pretrained("shakespeare-draft").model
     drafts = {
-        "prompt lookup": (PromptLookup(), 4),
-        "n-gram table": (NGramTable(counted), 2),
-        "lookup, else table": (FirstGuess(PromptLookup(4, 2), NGramTable(counted)), 4),
+        "prompt lookup": (PromptLookup(), 8),
+        "lookup, else n-gram table": (lookup, 8),
         "n-gram model": (counted, 2),
-        "0.4M Transformer": (load_pretrained("shakespeare-draft").model, 4),
+        "0.4M Transformer": (small, 4),
+        "0.4M Transformer, native": (native(small), 4),
     }
-    yield from compare("shakespeare", model, drafts, prompts, new, threads)
-    yield from cost_of_reading("shakespeare", model, threads)
+    yield compare("shakespeare", model, drafts, prompts, new, threads)
+    yield cost_of_reading("shakespeare", model, threads)
+    drafts = {name: drafts[name] for name in ("lookup, else n-gram table", "0.4M Transformer, native")}
+    yield compare("shakespeare, native", native(model), drafts, prompts, new, threads)
+    yield cost_of_reading("shakespeare, native", native(model), threads)
 
 
 def smollm2(threads):
@@ -122,24 +132,26 @@ def smollm2(threads):
     request = f"<|im_start|>user\nRepeat this text word for word:\n{play}<|im_end|>\n<|im_start|>assistant\n"
     prompts = [tokenizer.encode(request, specials=True)]
     drafts = {"prompt lookup": (PromptLookup(), 4)}
-    yield from compare("smollm2-135m quotes", model, drafts, prompts, 64, threads)
-    yield from cost_of_reading("smollm2-135m", model, threads)
+    for name, steps in (("smollm2-135m", model), ("smollm2-135m, native", native(model))):
+        yield compare(f"{name}, quotes", steps, drafts, prompts, 64, threads)
+        yield cost_of_reading(name, steps, threads)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="shakespeare", help="a name or folder that load_pretrained knows")
-    parser.add_argument("--prompts", type=int, default=4)
+    parser.add_argument("--prompts", type=int, default=3)
     parser.add_argument("--new", type=int, default=256, help="tokens after each prompt")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--smollm2", action="store_true", help="SmolLM2-135M too")
     parser.add_argument("--record", action="store_true", help="append to the ledger")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    rows = list(shakespeare(options.model, options.prompts, options.new, options.threads))
+    questions = [shakespeare(options.model, options.prompts, options.new, options.threads)]
     if options.smollm2:
-        rows += smollm2(options.threads)
-    measure.report(rows, keep=options.record)
+        questions.append(smollm2(options.threads))
+    for rows in itertools.chain(*questions):
+        measure.report(rows, keep=options.record)
 
 
 if __name__ == "__main__":
