@@ -5,6 +5,8 @@ PYTHON ?= python3
 JOBS ?= 2
 PORT ?= 8000
 PY := .venv/bin/python
+BENCH := .venv-bench/bin/python
+BENCH_FLAGS ?=
 READY := .venv/ready
 SITE := book/_build/html
 PYTEST := $(PY) -m pytest -n $(JOBS) --dist loadfile
@@ -12,7 +14,7 @@ BUILD := $(PY) -c 'from jupyter_book.cli.main import main; main()' build . --pat
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup data book site test lint types tests check-notebooks site-tests notebooks demo serve clean
+.PHONY: help setup data book site test lint types tests check-notebooks site-tests notebooks bench demo serve clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -60,6 +62,13 @@ site-tests: $(READY) ## the built site in a browser
 
 notebooks: data ## run every chapter and store what changed
 	$(PY) tools/notebooks.py
+
+bench: data ## measure decoding beside its peers, about 40 minutes alone on the machine: every figure of part V
+	@test -x $(BENCH) || $(PYTHON) -m venv .venv-bench
+	$(BENCH) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BENCH) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench,gguf]"
+	for question in decode quantize "speculative --smollm2" engine search; do \
+	  $(BENCH) benchmarks/$${question%% *}.py $$(echo "$$question" | cut -s -d ' ' -f 2) $(BENCH_FLAGS) || exit 1; done
 
 demo: data ## train an LSTM on Shakespeare for about a minute; it writes three passages
 	$(PY) -m lmtutorial.cli train --overwrite

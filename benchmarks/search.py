@@ -177,7 +177,7 @@ def main():
     parser.add_argument("--simulations", type=int, nargs="+", default=[2, 8, 32])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--keep", action="store_true", help="append the rows to benchmarks/results.jsonl")
+    parser.add_argument("--record", action="store_true", help="append the rows to benchmarks/results.jsonl")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     model, tokenizer, _ = load_pretrained(MODEL)
@@ -186,7 +186,7 @@ def main():
         task = Task(model, tokenizer, score, prompts, arguments.tokens)
         for row in rows(task, arguments.simulations, arguments.seed):
             print(line(row), flush=True)
-            if arguments.keep:
+            if arguments.record:
                 record(row)
 
 

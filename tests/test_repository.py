@@ -69,7 +69,7 @@ def test_constraints_name_each_package_once_and_no_local_version() -> None:
     assert len({pin.split("==")[0] for pin in pins}) == len(pins)
 
 
-@pytest.mark.parametrize("target", ["book", "test", "demo", "notebooks", "lint", "serve", "help"])
+@pytest.mark.parametrize("target", ["book", "test", "demo", "notebooks", "bench", "lint", "serve", "help"])
 def test_the_makefile_has_the_promised_targets(target: str) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.search(rf"^{target}:.*## \S", makefile, flags=re.MULTILINE)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK, MANY = 64, 2048
+BLOCK, MANY = 64, 16_384
 """The best of so `MANY` tokens or more are looked for block by block on a CPU, so many tokens a block."""
 
 
@@ -30,7 +30,7 @@ def best_continuations(logprobs: Tensor, scores: Tensor, k: int) -> tuple[Tensor
 
 
 def _best_of_blocks(logprobs: Tensor, scores: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What `best_continuations` gives, several times faster on a CPU where there are many tokens.
+    """What `best_continuations` gives, on a CPU 3 to 5 times as fast for 50,000 tokens, slower for 2,000.
 
     The k largest of all lie in the k blocks of tokens with the largest maxima, and maxima are cheap.
     """

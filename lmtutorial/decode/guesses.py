@@ -1,6 +1,6 @@
 """Drafts that guess: what followed before in the text itself, or most often in a text that was counted.
 
-A guess has no probabilities: for `speculative` it is as good as certain, a point mass. It costs microseconds.
+A guess has no probabilities: for `speculative` it is as good as certain, a point mass. It takes no forward.
 """
 
 from __future__ import annotations
