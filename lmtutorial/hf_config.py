@@ -1,4 +1,4 @@
-"""The settings of GPT-2 and of Llama, as Hugging Face's `config.json` writes them, to ours and back.
+"""The settings of GPT-2, Llama and Mistral, as Hugging Face's `config.json` writes them, to ours and back.
 
 A setting that changes what the model computes and that ours lacks is refused; the many that do not (initial
 spread, ids of special tokens, ...) are left out.
@@ -7,6 +7,7 @@ spread, ids of special tokens, ...) are left out.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from lmtutorial.models.transformer import TransformerConfig
@@ -35,7 +36,7 @@ ROPE_ALLOWED: dict[str, tuple[Any, ...]] = {"rope_type": ("default",), "partial_
 
 
 def read_config(config: Config) -> TransformerConfig:
-    """Ours for a `config.json` whose `model_type` is "gpt2" or "llama".
+    """Ours for a `config.json` whose `model_type` is "gpt2", "llama" or "mistral": Llama with a window.
 
     Raises ValueError for another kind, and for a setting that is missing, of another type, or not supported.
 
@@ -43,30 +44,30 @@ def read_config(config: Config) -> TransformerConfig:
     ...              "n_head": 4}).hidden
     192
     """
-    readers = {"gpt2": _read_gpt2, "llama": _read_llama}
+    readers = {"gpt2": _read_gpt2, "llama": _read_llama, "mistral": _read_mistral}
     if (kind := config.get("model_type")) not in readers:
         raise ValueError(f"model_type is {kind!r}; it must be one of {', '.join(readers)}")
     return readers[kind](config)
 
 
 def write_config(config: TransformerConfig) -> dict[str, Any]:
-    """The `config.json` of ours. Raises ValueError for an architecture that is neither GPT-2's nor Llama's.
+    """The `config.json` of ours. Raises ValueError for an architecture of none of the three.
 
-    Llama has no dropout, so that it is left out there.
+    Llama and Mistral have no dropout, so that it is left out there.
 
     >>> write_config(TransformerConfig.gpt2())["n_embd"], write_config(TransformerConfig(100))["model_type"]
     (768, 'llama')
     """
     c = config
     parts = (c.position, c.norm, c.mlp)
-    if parts == ("learned", "layer", "gelu") and c.shared_heads == c.heads and not c.qk_norm:
+    if parts == ("learned", "layer", "gelu") and c.shared_heads == c.heads and not (c.qk_norm or c.window):
         return _write_gpt2(config)
     if parts == ("rotary", "rms", "swiglu") and not c.qk_norm:
-        return _write_llama(config)
+        return _write_mistral(config) if c.window else _write_llama(config)
     raise ValueError(
         f"position={c.position!r}, norm={c.norm!r}, mlp={c.mlp!r}, heads={c.heads}, kv_heads={c.kv_heads}, "
-        f"qk_norm={c.qk_norm} has no Hugging Face layout: it must be GPT-2's (learned, layer, gelu, as many "
-        "kv_heads as heads) or Llama's (rotary, rms, swiglu), without qk_norm"
+        f"qk_norm={c.qk_norm}, window={c.window} has no Hugging Face layout: it must be GPT-2's (learned, "
+        "layer, gelu, as many kv_heads as heads, no window) or Llama's (rotary, rms, swiglu), without qk_norm"
     )
 
 
@@ -108,6 +109,14 @@ def _write_gpt2(c: TransformerConfig) -> dict[str, Any]:
         "bos_token_id": None,
         "eos_token_id": None,
     }
+
+
+def _read_mistral(config: Config) -> TransformerConfig:
+    windowed = {"sliding_window": 4096, **config}  # 4096 is what `transformers` takes where nothing is said
+    shape = _read_llama({**config, "sliding_window": None})
+    if windowed["sliding_window"] is None:
+        return shape
+    return replace(shape, window=_whole(windowed, "sliding_window"))
 
 
 def _read_llama(config: Config) -> TransformerConfig:
@@ -158,6 +167,12 @@ def _write_llama(c: TransformerConfig) -> dict[str, Any]:
         "bos_token_id": None,
         "eos_token_id": None,
     }
+
+
+def _write_mistral(c: TransformerConfig) -> dict[str, Any]:
+    kind = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": c.window}
+    biases = ("attention_bias", "mlp_bias")  # Mistral has none, and no settings of the name
+    return {k: v for k, v in _write_llama(c).items() if k not in biases} | kind
 
 
 def _check(config: Config, allowed: Mapping[str, tuple[Any, ...]], where: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Transformers in the layout of Hugging Face's hub: the tensors of GPT-2 and of Llama to ours and back.
+"""Transformers in the layout of Hugging Face's hub: the tensors of GPT-2, Llama, Mistral to ours and back.
 
 A folder holds `config.json` and `model.safetensors` (or several of these, and an index). What differs:
 
@@ -85,12 +85,14 @@ LAYOUTS = {
         unused=re.compile(r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq"),
     ),
 }
+LAYOUTS["mistral"] = LAYOUTS["llama"]
 
 
 def from_hf(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Transformer:
     """The model of a parsed `config.json` and of tensors by name: on the CPU, in float32, evaluating.
 
-    `config["model_type"]` is "gpt2" or "llama". Names may lack their first part ("transformer.", "model.").
+    `config["model_type"]` is "gpt2", "llama" or "mistral". Names may lack their first part, "transformer." or
+    "model.".
 
     Raises ValueError, naming every tensor that is missing, unknown or of another shape, or the setting that
     is not supported with its value and what is allowed.
@@ -123,7 +125,7 @@ def from_hf(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Transfo
 def to_hf(model: Transformer) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The `config.json`, and copies of the tensors by the names that `transformers` gives them.
 
-    Raises ValueError for an architecture that is neither GPT-2's nor Llama's.
+    Raises ValueError for an architecture that is not GPT-2's, Llama's or Mistral's.
 
     >>> config, tensors = to_hf(Transformer(TransformerConfig(vocab_size=65, width=32, heads=4, layers=1)))
     >>> config["model_type"], tensors["model.layers.0.self_attn.k_proj.weight"].shape

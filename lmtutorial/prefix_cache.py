@@ -56,15 +56,18 @@ class PrefixCache:
     def keep(self, cache: Cache, row: int, text: Sequence[int]) -> list[Any]:
         """Copy the whole blocks of `text`, which `row` of `cache` has read, and return them.
 
-        Blocks that are here already are not copied again.
+        Blocks that are here already are not copied again. Those behind one that the cache keeps no longer are
+        of no use.
         """
         keys, pieces = self.keys(text), []
         for number, key in enumerate(keys):
             if key not in self._blocks:
                 start = number * self.block
-                self._blocks[key] = cache.copy_out(row, start, start + self.block)
+                if (piece := cache.copy_out(row, start, start + self.block)) is None:
+                    break
+                self._blocks[key] = piece
             pieces.append(self._blocks[key])
-        self._touch(keys)
+        self._touch(keys[: len(pieces)])
         while len(self._blocks) > self._room:
             self._blocks.popitem(last=False)
         return pieces
@@ -91,6 +94,7 @@ class PrefixCache:
         for row, text in enumerate(texts):
             # a token that gives NaN spoils those before it, too: hidden from them, it counts 0 times NaN
             blocks = self.keep(cache, row, text) if sound[row] else []
+            blocks = max(found[row], blocks, key=len)
             pieces.append([*blocks, cache.copy_out(row, len(blocks) * self.block, len(text))])
         return pieces, sum(map(len, texts)) - known * len(texts)
 

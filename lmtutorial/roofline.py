@@ -104,7 +104,7 @@ def decode_work(model: Transformer, length: int, batch: int = 1, time: int = 1) 
     """
     c, element = model.config, model.embedding.weight.element_size()
     matrices = [m for m in model.modules() if isinstance(m, nn.Linear | QuantizedLinear)]
-    slots = length + time
+    slots = min(length, model.window - 1) + time
     cache_bytes = 2 * c.layers * batch * c.shared_heads * c.head_size * slots * element
     attention = 4 * c.layers * batch * time * c.width * slots  # scores, and the mean of the values
     weights = sum(map(_weights, matrices))

@@ -24,9 +24,11 @@ transformers.utils.logging.disable_progress_bar()
 
 
 @st.composite
-def configs(draw, families=("gpt2", "llama")):
+def configs(draw, families=("gpt2", "llama", "mistral")):
     """Tiny configurations of the families, of every shape that they allow."""
-    heads, size = draw(st.sampled_from([1, 2, 4])), draw(st.sampled_from([2, 4, 8]))
+    family = draw(st.sampled_from(families))
+    heads = draw(st.sampled_from([1, 2, 4]))
+    size = draw(st.sampled_from([4, 8] if family == "gpt2" else [2, 4, 8]))  # LayerNorm of 2 numbers: a sign
     shape = {
         "vocab_size": draw(st.integers(5, 60)),
         "context": draw(st.integers(12, 40)),
@@ -37,13 +39,16 @@ def configs(draw, families=("gpt2", "llama")):
         "tied": draw(st.booleans()),
         "norm_eps": draw(st.sampled_from([1e-6, 1e-5, 1e-2])),
     }
-    if draw(st.sampled_from(families)) == "gpt2":
+    if family == "gpt2":
         return replace(
             TransformerConfig.gpt2(), **shape, kv_heads=heads, dropout=draw(st.sampled_from([0.0, 0.1]))
         )
     kv_heads = draw(st.sampled_from([n for n in (1, 2, 4) if heads % n == 0]))
     return TransformerConfig(
-        **shape, kv_heads=kv_heads, rope_base=draw(st.sampled_from([100.0, 10_000.0, 1e5]))
+        **shape,
+        kv_heads=kv_heads,
+        rope_base=draw(st.sampled_from([100.0, 10_000.0, 1e5])),
+        window=draw(st.integers(1, 14)) if family == "mistral" else None,
     )
 
 
@@ -63,9 +68,11 @@ def random_tokens(config, seed=0):
 
 def theirs(config, tensors):
     """The model of `transformers` with these settings and tensors."""
-    kind = {"gpt2": transformers.GPT2LMHeadModel, "llama": transformers.LlamaForCausalLM}[
-        config["model_type"]
-    ]
+    kind = {
+        "gpt2": transformers.GPT2LMHeadModel,
+        "llama": transformers.LlamaForCausalLM,
+        "mistral": transformers.MistralForCausalLM,
+    }[config["model_type"]]
     model = kind(kind.config_class(**config)).eval()
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     assert unexpected == []
@@ -123,7 +130,7 @@ def test_a_saved_folder_is_read_by_transformers_and_by_us(config, tmp_path_facto
     same(load_hf(folder).state_dict(), model.state_dict())
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "mistral"])
 def test_what_transformers_saves_is_read_whole_and_in_shards(name, tmp_path):
     reference = theirs(*to_hf(random_model(EXAMPLES[name])))
     reference.save_pretrained(tmp_path / "one")
@@ -140,10 +147,12 @@ EXAMPLES = {
     "gpt2": TransformerConfig.gpt2(vocab_size=50, context=16, width=16, layers=2, heads=4),
     "llama": TransformerConfig(vocab_size=50, context=16, width=16, layers=2, heads=4, kv_heads=2, hidden=24),
 }
-PREFIXES = {"gpt2": "transformer.", "llama": "model."}
+EXAMPLES["mistral"] = replace(EXAMPLES["llama"], window=5)
+PREFIXES = {"gpt2": "transformer.", "llama": "model.", "mistral": "model."}
 UNUSED = {
     "gpt2": ["h.0.attn.bias", "transformer.h.1.attn.masked_bias", "h.0.attn.masked_bias"],
     "llama": ["model.layers.1.self_attn.rotary_emb.inv_freq"],
+    "mistral": ["model.layers.1.self_attn.rotary_emb.inv_freq"],
 }
 each_family = pytest.mark.parametrize("name", EXAMPLES)
 
@@ -263,6 +272,8 @@ def test_a_name_that_comes_with_and_without_its_prefix_is_refused(name):
         ("llama", {"num_key_value_heads": 3}, "heads is 4; it must be a multiple of kv_heads, 3"),
         ("llama", {"quantization_config": {"bits": 4}}, "quantization_config is .*bits"),
         ("llama", {"sliding_window": 8}, "sliding_window is 8"),
+        ("mistral", {"sliding_window": 0}, "window is 0; it must be at least 1"),
+        ("mistral", {"sliding_window": "8"}, "sliding_window is '8'; it must be a whole number"),
     ],
     ids=str,
 )
@@ -281,11 +292,25 @@ def test_a_setting_that_is_missing_is_named(key):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"qk_norm": True}, {"mlp": "relu2"}, {"norm": "layer"}, {"position": "learned"}], ids=str
+    ("name", "changes"),
+    [
+        *(("llama", {k: v}) for k, v in [("qk_norm", True), ("mlp", "relu2"), ("norm", "layer")]),
+        ("llama", {"position": "learned"}),
+        ("gpt2", {"window": 5}),
+    ],
+    ids=str,
 )
-def test_an_architecture_of_no_family_is_not_exported(changes):
+def test_an_architecture_of_no_family_is_not_exported(name, changes):
     with pytest.raises(ValueError, match=r"has no Hugging Face layout: it must be GPT-2's"):
-        to_hf(Transformer(replace(EXAMPLES["llama"], **changes)))
+        to_hf(Transformer(replace(EXAMPLES[name], **changes)))
+
+
+@pytest.mark.parametrize(("said", "window"), [({}, 4096), ({"sliding_window": None}, None)], ids=str)
+def test_a_mistral_of_which_no_window_is_said_has_that_of_transformers(said, window):
+    config = write_config(EXAMPLES["mistral"])
+    del config["sliding_window"]
+    assert read_config(config | said).window == window
+    assert transformers.MistralConfig(**config | said).sliding_window == window
 
 
 class Trap:

@@ -15,9 +15,9 @@ FROM_TOP_TO_BOTTOM = """
     words bpe vocabulary bpe_library bpe_published tokenizers
     batches
     models.cache models.token_cache models.ngram_counts models.ngram_discounts models.ngram models.mixture
-    models.lstm models.kv_cache models.kernels models.transformer
+    models.lstm models.kv_cache models.sliding_cache models.kernels models.transformer
     losses metrics optim optimizer_groups schedules
-    devices sharding distributed tensorfile checkpoint quantize roofline
+    devices sharding distributed provenance tensorfile checkpoint quantize roofline native compiled
     hf_config hugging_face gguf_file pretrained
     train_config weight_average runs lost_process update resume train
     decode.noise decode.logits decode.rows decode.prompts decode.automaton decode.constraints decode.sampling
@@ -25,7 +25,7 @@ FROM_TOP_TO_BOTTOM = """
     decode.guesses decode.drafts decode.growing decode.speculative decode.text
     prefix_cache request engine engine_thread completion serve
     plot_digest plots
-    provenance ledger repro commands build generate cli
+    ledger repro commands build generate cli
 """
 ORDER = FROM_TOP_TO_BOTTOM.split()
 

@@ -33,6 +33,7 @@ def configs(draw):
         mlp=draw(st.sampled_from(["gelu", "swiglu", "relu2"])),
         qk_norm=draw(st.booleans()),
         tied=draw(st.booleans()),
+        window=draw(st.none() | st.integers(1, 8)),
     )
 
 
@@ -85,10 +86,9 @@ def written_out(model, tokens):
             for h in range(c.heads):
                 shared = h // (c.heads // c.kv_heads)
                 turn = turned if c.position == "rotary" else lambda x, _: x
-                scores = [
-                    turn(q[t, h], t) @ turn(k[s, shared], s) / math.sqrt(c.head_size) for s in range(t + 1)
-                ]
-                heads.append(torch.stack(scores).softmax(0) @ v[: t + 1, shared])
+                seen = range(max(0, t + 1 - (c.window or len(tokens))), t + 1)
+                scores = [turn(q[t, h], t) @ turn(k[s, shared], s) / math.sqrt(c.head_size) for s in seen]
+                heads.append(torch.stack(scores).softmax(0) @ v[seen.start : t + 1, shared])
             rows.append(torch.cat(heads))
         x_TC = x_TC + linear(torch.stack(rows), f"{name}.attention.out")
         up = linear(norm(x_TC, f"{name}.mlp_norm"), f"{name}.mlp.up")
@@ -256,6 +256,7 @@ def test_too_many_tokens_are_refused_with_both_numbers():
         ("mlp", "tanh"),
         ("norm_eps", 0.0),
         ("rope_base", math.inf),
+        ("window", 0),
     ],
 )
 def test_a_bad_shape_is_refused_with_its_value(field, value):

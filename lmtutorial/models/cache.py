@@ -30,7 +30,10 @@ class Cache(Protocol):
         """Forget what row b read after its first `lengths[b]` tokens; `lengths` is (batch,) int64."""
 
     def copy_out(self, row: int, start: int, stop: int) -> Any:
-        """A copy of what the tokens `start` to `stop - 1` of row `row` left, which `copy_in` can read."""
+        """A copy of what the tokens `start` to `stop - 1` of row `row` left, which `copy_in` can read.
+
+        None where the cache keeps them no longer: see `lmtutorial.models.sliding_cache`.
+        """
 
     def copy_in(self, rows: Sequence[Sequence[Any]], to: Sequence[int] | None = None) -> None:
         """Row b becomes one that has read the tokens of the pieces `rows[b]`, one piece after another.

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lmtutorial.models.cache import Cache
 from lmtutorial.models.kernels import RMSNorm, attend
 from lmtutorial.models.kv_cache import KVCache
+from lmtutorial.models.sliding_cache import Band, SlidingKVCache
 
 Position = Literal["learned", "rotary"]
 Norm = Literal["layer", "rms"]
@@ -29,7 +30,7 @@ Turn = Callable[[Tensor, Any], Tensor]
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """The shape of a Transformer, and five switches; as it stands the `modern` preset, see also `gpt2`.
+    """The shape of a Transformer, and its switches; as it stands the `modern` preset, see also `gpt2`.
 
     >>> TransformerConfig(vocab_size=2000, width=192, heads=6, kv_heads=2).hidden
     512
@@ -65,6 +66,8 @@ class TransformerConfig:
     """How slowly the slowest pair of a rotary position turns."""
     norm_eps: float = 1e-5
     """What the norms add to the variance."""
+    window: int | None = None
+    """How many tokens, itself included, a token sees in each layer (Jiang et al. 2023). None: all before."""
 
     def __post_init__(self) -> None:
         if self.kv_heads is None:
@@ -86,6 +89,8 @@ class TransformerConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window is {self.window}; it must be at least 1, or None")
         for name in ("rope_base", "norm_eps"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number above 0")
@@ -139,6 +144,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.vocab_size, self.context = config.vocab_size, config.context
+        self.window = config.window or config.context
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.position = _Learned(config) if config.position == "learned" else _Rotary(config)
         self.dropout = nn.Dropout(config.dropout)
@@ -184,8 +190,9 @@ class Transformer(nn.Module):
         positions_BT = self._positions(tokens, cache)
         x_BTC, angles = self.position(self.embedding(tokens), positions_BT)
         x_BTC = self.dropout(x_BTC)
+        seen = self._band(tokens) if cache is None else cache
         for layer, block in enumerate(self.blocks):
-            x_BTC = block(x_BTC, angles, cache, layer)
+            x_BTC = block(x_BTC, angles, seen, layer)
         if cache is not None:
             cache.advance()
         return self.head(self.norm(x_BTC))  # type: ignore[no-any-return]
@@ -199,6 +206,11 @@ class Transformer(nn.Module):
             raise ValueError(f"{time:,} tokens are over the context of {self.context:,}")
         return torch.arange(time, device=tokens.device)[None]
 
+    def _band(self, tokens: Tensor) -> Band | None:
+        """The mask of a window that is shorter than the text."""
+        time = tokens.shape[1]
+        return Band(self.window, time, tokens.device) if time > self.window else None
+
     def new_cache(self, batch: int, max_len: int | None) -> KVCache:
         """An empty cache for `batch` rows of at most `max_len` tokens.
 
@@ -206,8 +218,11 @@ class Transformer(nn.Module):
         """
         if max_len is None or max_len > self.context:
             raise ValueError(f"a cache of max_len {max_len} is over the model's context of {self.context:,}")
-        c = self.config
-        return KVCache(c.layers, batch, c.shared_heads, max_len, c.head_size, like=self.embedding.weight)
+        c, like = self.config, self.embedding.weight
+        shape = (c.layers, batch, c.shared_heads, max_len, c.head_size)
+        if max_len > self.window:
+            return SlidingKVCache(*shape, window=self.window, like=like)
+        return KVCache(*shape, like=like)
 
 
 class Block(nn.Module):
