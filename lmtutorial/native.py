@@ -157,10 +157,22 @@ def _library() -> ctypes.CDLL:
         raise FileNotFoundError("native steps need a C++ compiler: install g++ or clang++, or set CXX to one")
     openmp = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
     flags = [*FLAGS, *SHARED, *map(str, openmp[:1])]  # PyTorch's own threads, not a second team beside them
-    key = hashlib.sha256(repr((SOURCE.read_text(), compiler, flags, torch.__version__, processor())).encode())
+    named = SOURCE.read_text(), compiler, flags, torch.__version__, processor(), _instructions()
+    key = hashlib.sha256(repr(named).encode())
     path = cache_dir() / f"native-{key.hexdigest()[:16]}.so"
     if not path.is_file():
         _compile([compiler, *flags, str(SOURCE)], path)
+    return _load(path)
+
+
+def _instructions() -> str:
+    """What the processor can do, where Linux says so: machines that share a home may have the same name."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def _load(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     library.step.argtypes = [POINTER(_Model), POINTER(_Cache), c_void_p, c_int64, c_void_p, c_int]
     library.step.restype = c_int

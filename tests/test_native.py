@@ -1,5 +1,10 @@
 """Native steps: the logits of the model itself, whatever is read, in float32 and int8."""
 
+import functools
+import platform
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from cache_laws import check_going_back
@@ -103,6 +108,29 @@ def test_logits_after_nan_are_nan(int8):
     with pytest.raises(ValueError, match="are NaN"):
         greedy(fast, [[3], [1]], 4)
     assert greedy(fast, [[1]], 1)[0].logprob < 0
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names processors of x86-64")
+@pytest.mark.parametrize("processor", ["x86-64", "x86-64-v3", "x86-64-v4"])
+def test_processors_with_shorter_vectors_compute_the_same(processor, monkeypatch, tmp_path):
+    flags = [f"-march={processor}" if flag == "-march=native" else flag for flag in module.FLAGS]
+    path = tmp_path / "native.so"
+    module._compile([shutil.which("g++"), *flags, *module.SHARED, str(module.SOURCE)], path)
+    if processor.removeprefix("x86-64") not in levels():
+        return  # it compiles, and cannot run here
+    monkeypatch.setattr(module, "_library", functools.cache(lambda: module._load(path)))
+    for model in (*MODELS, quantize(MODELS[1]), quantize(MODELS[4])):
+        for rows in (1, 5, 17):
+            tokens = draw_tokens(rows, 9, 0)
+            atol = 1e-4 if model in MODELS else 2e-3
+            fast, plain = read(native(model, 1000), tokens, [4, 1, 4]), read(model, tokens, [9])
+            torch.testing.assert_close(fast, plain, atol=atol, rtol=0)
+
+
+def levels():
+    """Which levels of x86-64 this processor has, by a sign of each."""
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    return ["", *(["-v3"] if " avx2 " in flags else []), *(["-v4"] if " avx512bw " in flags else [])]
 
 
 def test_a_missing_compiler_is_an_error_that_says_so(monkeypatch):

@@ -1,4 +1,4 @@
-"""Monte-Carlo tree search: texts that are likely under the model and good by a reward that you give.
+"""Monte Carlo tree search: texts that are likely under the model and good by a reward that you give.
 
 The model proposes tokens, the reward judges texts, and the search spends its simulations where the two
 together promise most. No text is read by the model twice: what it says of each is kept in the tree, with the
