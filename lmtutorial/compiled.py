@@ -74,7 +74,8 @@ def compiled(
     graph is captured as a CUDA graph and looks at the whole cache: make it no longer than needed.
 
     `backend` is what `torch.compile` takes. Raises TypeError for another kind of model, ValueError for
-    `longest` below 1. The C++ compiler that `torch.compile` asks for on a CPU must be installed.
+    `longest` below 1. The C++ compiler that `torch.compile` asks for on a CPU must be installed;
+    it does not find torch where that lies in a folder with a space in its path.
 
     >>> from lmtutorial.models.transformer import TransformerConfig
     >>> model = Transformer(TransformerConfig(vocab_size=65, context=16, width=32)).eval()
