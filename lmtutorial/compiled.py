@@ -20,30 +20,20 @@ from torch import Tensor, nn
 
 from lmtutorial.models.cache import Cache
 from lmtutorial.models.kv_cache import KVCache
+from lmtutorial.models.stand_in import StandIn
 from lmtutorial.models.transformer import Transformer
 from lmtutorial.quantize import QuantizedLinear
 
 
-class CompiledTransformer(nn.Module):
+class CompiledTransformer(StandIn):
     """A Transformer whose decode steps are compiled; a `LanguageModel`. See `compiled`."""
 
     def __init__(self, model: Transformer, longest: int, backend: str | Callable[..., Any]) -> None:
-        super().__init__()
-        self.model, self.longest = model, longest
-        self.config, self.vocab_size, self.context = model.config, model.vocab_size, model.context
+        super().__init__(model, longest)
         self._slots = torch.arange(model.context, device=model.device)
         self._steps: dict[bool, Callable[..., Tensor]] = {
             one_row: _compile(_one_row(model) if one_row else model, backend) for one_row in (True, False)
         }
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.model.device
-
-    def new_cache(self, batch: int, max_len: int | None) -> KVCache:
-        """The model's own cache."""
-        return self.model.new_cache(batch, max_len)
 
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """As the model's own: (batch, time) int64 -> (batch, time, vocab_size)."""

@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lmtutorial.files.storage import cache_dir
 from lmtutorial.models.cache import Cache
 from lmtutorial.models.kv_cache import KVCache
+from lmtutorial.models.stand_in import StandIn
 from lmtutorial.models.transformer import Transformer
 from lmtutorial.provenance import processor
 from lmtutorial.quantize import QuantizedLinear
@@ -34,25 +35,14 @@ FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std=
 SHARED = ["-shared", "-fPIC"]
 
 
-class NativeTransformer(nn.Module):
+class NativeTransformer(StandIn):
     """A Transformer whose decode steps are one call of C++; a `LanguageModel`. See `native`."""
 
     def __init__(self, model: Transformer, longest: int) -> None:
-        super().__init__()
-        self.model, self.longest = model, longest
-        self.config, self.vocab_size, self.context = model.config, model.vocab_size, model.context
+        super().__init__(model, longest)
         self._step = _library().step
         self._kept: list[object] = []  # what the pointers point to
         self._c = self._describe()
-
-    @property
-    def device(self) -> torch.device:
-        """The CPU."""
-        return self.model.device
-
-    def new_cache(self, batch: int, max_len: int | None) -> KVCache:
-        """The model's own cache."""
-        return self.model.new_cache(batch, max_len)
 
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """As the model's own: (batch, time) int64 -> (batch, time, vocab_size)."""

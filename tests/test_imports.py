@@ -15,7 +15,7 @@ FROM_TOP_TO_BOTTOM = """
     words bpe vocabulary bpe_library bpe_published tokenizers
     batches
     models.cache models.token_cache models.ngram_counts models.ngram_discounts models.ngram models.mixture
-    models.lstm models.kv_cache models.sliding_cache models.kernels models.transformer
+    models.lstm models.kv_cache models.sliding_cache models.kernels models.transformer models.stand_in
     losses metrics optim optimizer_groups schedules
     devices sharding distributed provenance tensorfile checkpoint quantize roofline native compiled
     hf_config hugging_face gguf_file pretrained
