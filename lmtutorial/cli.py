@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import shlex
 import statistics
@@ -22,13 +23,25 @@ from tqdm.auto import tqdm
 
 from lmtutorial.build import build_batches, build_model, build_tokenizer, held_out_batches
 from lmtutorial.checkpoint import find_checkpoint, load_model
-from lmtutorial.commands import DEFAULTS, Corpora, Evaluate, Generate, Repro, Serve, Train, store, stored
+from lmtutorial.commands import (
+    DEFAULTS,
+    WRITING,
+    Corpora,
+    Evaluate,
+    Generate,
+    Repro,
+    Serve,
+    Train,
+    store,
+    stored,
+)
 from lmtutorial.compiled import compiled
 from lmtutorial.corpora import DownloadError, list_corpora, load_corpus
+from lmtutorial.decode.speculative import Speculation
+from lmtutorial.decoders import read_draft, read_reward
 from lmtutorial.devices import choose_device
 from lmtutorial.distributed import Processes, process_group
 from lmtutorial.engine import Engine
-from lmtutorial.generate import write
 from lmtutorial.ledger import read_results, record
 from lmtutorial.lost_process import ProcessLostError
 from lmtutorial.metrics import Evaluation, evaluate
@@ -171,17 +184,28 @@ def _evaluate(command: Evaluate) -> int:
 
 
 def _generate(command: Generate) -> int:
-    def load(name: str) -> tuple[LanguageModel, Tokenizer]:
-        model, tokenizer, _ = _load(name, command.device)
-        return _ready(model, command.bits, command.fast), tokenizer
-
+    if command.samples < 1:
+        raise ValueError(f"samples is {command.samples}; it must be at least 1")
+    decoding = command.decoding
+    decoding.check(_given(command) | _given(decoding, WRITING))
+    load = _loader(command)
     model, tokenizer = load(command.checkpoint)
-    texts, note = write(command, model, tokenizer, load)
+    prompt = tokenizer.encode(command.prompt)
+    room = command.max_new_tokens if model.context is None else max(0, model.context - len(prompt))
+    n = min(command.samples, decoding.width) if decoding.decoder == "beam" else command.samples
+    report = Speculation()
+    texts = decoding.write(
+        model, tokenizer, prompt, min(command.max_new_tokens, room), n,
+        draft=read_draft(command.draft, tokenizer, load) if decoding.decoder == "speculative" else None,
+        reward=None if command.reward is None else read_reward(command.reward),
+        report=report,
+    )  # fmt: skip
     for number, text in enumerate(texts):
         print("-" * 72 if number else "", end="\n" if number else "")
         print((command.prompt + tokenizer.decode(text.tokens)).strip("\n"))
-    if note:
-        print(f"({note})", file=sys.stderr)
+    if decoding.decoder == "speculative":
+        accepted = f"{report.acceptance_rate:.0%} accepted"
+        print(f"({report.calls} forwards, {report.calls_saved} saved; {accepted})", file=sys.stderr)
     return 0
 
 
@@ -192,16 +216,18 @@ def _serve(command: Serve) -> int:
         raise ValueError(
             f"serving needs fastapi and uvicorn ({error}): pip install fastapi uvicorn"
         ) from None
-    model, tokenizer, _ = _load(command.checkpoint, command.device)
-    model = _ready(model, command.bits, command.fast)
+    load = _loader(command)
+    model, tokenizer = load(command.checkpoint)
     max_len = command.max_len or model.context or 1024
     engine = Engine(
         model, command.rows, max_len=max_len, queue=command.queue, keep=command.keep, tokenizer=tokenizer
     )
     name = command.name or Path(command.checkpoint).name
     server = Server(
-        engine, name, host=command.host, port=command.port, max_body=command.max_body, grace=command.grace
-    )
+        engine, name, host=command.host, port=command.port, max_body=command.max_body, grace=command.grace,
+        draft=read_draft(command.draft, tokenizer, load),
+        reward=None if command.reward is None else read_reward(command.reward),
+    )  # fmt: skip
     print(f"{name} at {server.url}/v1, {command.rows} texts of {max_len:,} tokens side by side", flush=True)
     if not server.local:
         print("anyone who reaches this address may use it, unencrypted", flush=True)
@@ -216,6 +242,23 @@ def _corpora(command: Corpora) -> int:
         use = "" if info.loadable else "  (files only)"
         print(f"{info.name:18} {where:18} {info.license}\n    {info.description}{use}")
     return 0
+
+
+def _given(flags: Any, default: Any = None) -> set[str]:
+    """The flags that differ from their defaults."""
+    default = type(flags)() if default is None else default
+    names = [field.name for field in dataclasses.fields(flags)]
+    return {name for name in names if getattr(flags, name) != getattr(default, name)}
+
+
+def _loader(command: Generate | Serve) -> Callable[[str], tuple[LanguageModel, Tokenizer]]:
+    """From a name to a model and its tokenizer, made ready as the command asks."""
+
+    def load(name: str) -> tuple[LanguageModel, Tokenizer]:
+        model, tokenizer, _ = _load(name, command.device)
+        return _ready(model, command.bits, command.fast), tokenizer
+
+    return load
 
 
 def _load(checkpoint: str, device: str) -> tuple[LanguageModel, Tokenizer, Path | None]:

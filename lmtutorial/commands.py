@@ -11,12 +11,15 @@ from typing import Annotated, Literal
 import tyro
 
 from lmtutorial.corpora import list_corpora
+from lmtutorial.decoders import Decoding
 from lmtutorial.train_config import TrainConfig
 
 ModelKind = Literal["lstm", "gpt2", "modern"]
 TRAINING = TrainConfig(
     steps=None, max_seconds=60.0, learning_rate=1e-2, eval_every=500, out=Path("runs/demo")
 )
+
+WRITING = Decoding(temperature=0.8)
 
 
 @dataclass(frozen=True)
@@ -121,34 +124,12 @@ class Generate:
     """How many texts to write."""
     max_new_tokens: int = 200
     """How long each text gets, in tokens; with the prompt at most the model's context."""
-    decoder: Literal["sample", "beam", "mcts", "speculative"] = "sample"
-    """How to choose tokens; `beam` gives its best texts, `mcts` those that --reward likes."""
-    temperature: float = 0.8
-    """Below 1 safer, above 1 bolder, 0 always the likeliest token."""
-    top_k: int | None = None
-    """Choose only among this many of the likeliest tokens."""
-    top_p: float | None = None
-    """Choose only among the likeliest tokens that together have this probability."""
-    min_p: float | None = None
-    """Choose only among tokens at least this share as likely as the likeliest."""
-    repetition_penalty: float = 1.0
-    """Above 1: tokens that were used already become less likely."""
-    match: str | None = None
-    """A regular expression: only texts that match it, or still can, are written."""
-    width: int = 4
-    """beam: how many texts are in hand at each step, at least as many as samples."""
-    length_penalty: float = 1.0
-    """beam: texts are ranked by their log-probability / length**this."""
-    reward: str | None = None
-    """mcts: FILE.py:FUNCTION, a function of the text that gives a number, the higher the better."""
-    simulations: int = 64
-    """mcts: how many continuations are tried before each token."""
+    decoding: Decoding = WRITING
+    """How to choose tokens."""
     draft: str = "lookup"
     """speculative: what proposes tokens, a model (as in checkpoint) or `lookup`, the text so far."""
-    lookahead: int = 4
-    """speculative: how many tokens are proposed at a time."""
-    seed: int | None = None
-    """The same seed writes the same texts. None: new ones each time."""
+    reward: str | None = None
+    """best_of, mcts: FILE.py:FUNCTION, a function of the text that gives a number, the higher the better."""
     bits: Literal[4, 8] | None = None
     """Round the weights of a Transformer to so many bits. None: as they are."""
     fast: bool = False
@@ -184,6 +165,10 @@ class Serve:
     """The longest body of a request, in bytes; beyond that the answer is 413."""
     grace: float = 10.0
     """How many seconds after Ctrl-C texts on their way may take to end; the rest get an error."""
+    draft: str = "lookup"
+    """For the decoder speculative: what proposes tokens, a model (as in checkpoint) or `lookup`."""
+    reward: str | None = None
+    """For the decoders best_of and mcts: FILE.py:FUNCTION, a function of the text that gives a number."""
     bits: Literal[4, 8] | None = None
     """Round the weights of a Transformer to so many bits. None: as they are."""
     fast: bool = False

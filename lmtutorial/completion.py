@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import time
 import uuid
+from dataclasses import fields
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lmtutorial.decode.logits import Filters
+from lmtutorial.decoders import Decoding, Name
 from lmtutorial.request import Event, Handle, Request
 from lmtutorial.vocabulary import Tokenizer
 
@@ -50,7 +52,7 @@ class StreamOptions(BaseModel):
 
 
 class Completion(BaseModel):
-    """The body of a request. Beside OpenAI's arguments it knows top_k, min_p and repetition_penalty."""
+    """The body of a request: OpenAI's arguments, and the options of `Decoding`."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     model: str
@@ -68,6 +70,13 @@ class Completion(BaseModel):
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float = 1.0
+    decoder: Name = "sample"
+    match: str | None = None
+    width: int = Field(4, ge=1)
+    length_penalty: float = 1.0
+    tries: int = Field(16, ge=1)
+    simulations: int = Field(64, ge=1)
+    lookahead: int = Field(4, ge=1)
     user: str = ""
 
     @model_validator(mode="before")
@@ -103,6 +112,20 @@ class Completion(BaseModel):
             prompts = [prompts]
         return [tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
 
+    @property
+    def stepwise(self) -> bool:
+        """Whether an engine can write the texts: it samples, and knows no expressions to match."""
+        return self.decoder == "sample" and self.match is None
+
+    def decoding(self) -> Decoding:
+        """The decoder that is asked for. Raises ApiError for an option that it has no use for."""
+        decoding = Decoding(**{field.name: getattr(self, field.name) for field in fields(Decoding)})
+        try:
+            decoding.check(self.model_fields_set)
+        except ValueError as error:
+            raise ApiError(400, str(error), str(error).split()[0]) from None
+        return decoding
+
     def requests(self, prompts: list[list[int]], eos: int | None) -> list[Request]:
         """The requests to the engine: `n` for the first prompt, `n` for the second, and so on."""
         filters = Filters(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)
@@ -130,6 +153,8 @@ class Writer:
 
     def choice(self, number: int, event: Event) -> dict[str, Any]:
         """What one event adds to the choice `number`. Raises ApiError if it is a failure."""
+        if isinstance(event.handle.error, ApiError):
+            raise event.handle.error
         if event.finish in ("error", "cancelled"):
             raise ApiError(500, str(event.handle.error or "the request was cancelled"))
         choice = _choice(number, event.text, event.finish)

@@ -4,12 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from lmtutorial.engine import Engine
 from lmtutorial.request import Busy, Event, Handle, Request
 
 Inbox = asyncio.Queue[tuple[int, Event]]
+
+
+class Turns:
+    """A lock that is given in the order in which it was asked for: of two loops none waits for long.
+
+    >>> with Turns():
+    ...     pass
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._asked = self._given = 0
+
+    def __enter__(self) -> None:
+        with self._changed:
+            mine, self._asked = self._asked, self._asked + 1
+            self._changed.wait_for(lambda: self._given == mine)
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._given += 1
+            self._changed.notify_all()
 
 
 class EngineThread:
@@ -21,6 +43,8 @@ class EngineThread:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self.turns = Turns()
+        """Held during each step, by whoever else uses the engine's model too."""
         self._inboxes: dict[Handle, tuple[int, Inbox]] = {}
         self._wake = threading.Event()
         self._closing = False
@@ -47,7 +71,7 @@ class EngineThread:
             raise Busy("the server is shutting down")
         if len(requests) > self.engine.room:
             raise Busy(f"{len(requests)} more requests do not fit into the queue; try again in a moment")
-        answers = Answers(self)
+        answers = Answers(self._wake.set)
         try:
             for number, request in enumerate(requests):
                 handle = self.engine.submit(request)
@@ -79,7 +103,8 @@ class EngineThread:
             try:
                 if self._time_is_up:
                     raise RuntimeError("the server is shutting down")
-                events = self.engine.step()
+                with self.turns:
+                    events = self.engine.step()
             except Exception as error:
                 # of no single request: all that are on their way fail, the next may not
                 events = self.engine.abort(error)
@@ -102,12 +127,13 @@ class Answers:
     Whoever stops listening before the end must `cancel`.
     """
 
-    def __init__(self, thread: EngineThread) -> None:
+    def __init__(self, wake: Callable[[], None]) -> None:
+        """`wake` is called when they are cancelled."""
         self.inbox: Inbox = asyncio.Queue()
         self.handles: list[Handle] = []
         self.watch: asyncio.Task[None] | None = None
         """Who cancels them when their reader goes away; held here, so that it lives as long as they do."""
-        self._thread = thread
+        self._wake = wake
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Event]]:
         left = len(self.handles)
@@ -120,4 +146,4 @@ class Answers:
         """Drop what has not ended."""
         for handle in self.handles:
             handle.cancel()
-        self._thread._wake.set()
+        self._wake()

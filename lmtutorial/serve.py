@@ -7,6 +7,10 @@ Needs the extra "serve" (fastapi and uvicorn). Any client of OpenAI's can ask it
 
     client = openai.OpenAI(base_url=server.url + "/v1", api_key="none")
     client.completions.create(model="my-model", prompt="To be", max_tokens=100)
+
+The engine samples, all texts side by side. The other decoders take turns with it:
+
+    client.completions.create(..., extra_body={"decoder": "beam", "width": 8})
 """
 
 from __future__ import annotations
@@ -15,8 +19,9 @@ import asyncio
 import json
 import math
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
 
@@ -26,18 +31,34 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from lmtutorial.completion import ApiError, Completion, Writer, gather
+from lmtutorial.decode.guesses import Guesser
+from lmtutorial.decode.sampling import Generation
+from lmtutorial.decoders import Decoding, Draft, Reward
 from lmtutorial.engine import Engine
 from lmtutorial.engine_thread import Answers, EngineThread
 from lmtutorial.request import Busy
+from lmtutorial.search_thread import Lend, Search, SearchThread
 
 
-def create_app(thread: EngineThread, name: str, max_body: int) -> fastapi.FastAPI:
-    """The web application: `thread` starts and ends with it, and the model is called `name`."""
+@dataclass(frozen=True)
+class Writers:
+    """What the texts come from: an engine, and beside it the decoders that write whole texts."""
+
+    engine: EngineThread
+    searches: SearchThread
+    draft: Draft | None
+    reward: Reward | None
+
+
+def create_app(writers: Writers, name: str, max_body: int) -> fastapi.FastAPI:
+    """The web application: the threads of `writers` start and end with it; the model is called `name`."""
+    thread = writers.engine
 
     @asynccontextmanager
     async def lifespan(app: fastapi.FastAPI) -> AsyncIterator[None]:
         thread.start()
         yield
+        await writers.searches.close()
         await thread.close()
 
     app = fastapi.FastAPI(title="lmtutorial", lifespan=lifespan, docs_url=None, redoc_url=None)
@@ -56,6 +77,7 @@ def create_app(thread: EngineThread, name: str, max_body: int) -> fastapi.FastAP
         """Whether the engine is running, and how much it has to do."""
         engine = thread.engine
         state = {"running": engine.running, "waiting": engine.queue - engine.room, "rows": engine.rows}
+        state["searches"] = writers.searches.pending
         return JSONResponse(
             {"status": "ok" if thread.alive else "down"} | state, 200 if thread.alive else 503
         )
@@ -76,7 +98,7 @@ def create_app(thread: EngineThread, name: str, max_body: int) -> fastapi.FastAP
         """Texts after the prompts, whole or as a stream of server-sent events."""
         asked = Completion.parse(await _body(request, max_body))
         _check_name(asked.model, name)
-        answers, writer = await _ask(thread, asked)
+        answers, writer = await _ask(writers, asked)
         answers.watch = asyncio.create_task(_cancel_when_gone(request, answers))
         if asked.stream:
             return StreamingResponse(_stream(asked, answers, writer), media_type="text/event-stream")
@@ -93,6 +115,9 @@ class Server:
     `stop`, it takes no more requests, finishes for at most `grace` seconds what is on its way, and answers
     the rest with an error.
 
+    Of the decoders that a request may name, "best_of" and "mcts" find texts that `reward` likes, and what
+    "speculative" writes is proposed by `draft`, by default `PromptLookup()`.
+
     Raises OSError for an address that is taken, ValueError for an engine without a tokenizer.
     """
 
@@ -105,6 +130,8 @@ class Server:
         port: int = 8000,
         max_body: int = 1 << 20,
         grace: float = 10.0,
+        draft: Draft | None = None,
+        reward: Reward | None = None,
     ) -> None:
         if engine.tokenizer is None:
             raise ValueError("a server needs an engine with a tokenizer: Engine(model, tokenizer=...)")
@@ -114,12 +141,13 @@ class Server:
         self._socket = socket.create_server((host, port), family=family, backlog=1024)
         self.host, self.port = host, self._socket.getsockname()[1]
         thread = EngineThread(engine)
-        app = create_app(thread, name, max_body)
+        searches = SearchThread(thread)
+        app = create_app(Writers(thread, searches, draft, reward), name, max_body)
         config = uvicorn.Config(
             app, log_level="error", access_log=False, lifespan="on",
             timeout_graceful_shutdown=math.ceil(grace) + 5,
         )  # fmt: skip
-        self._server = _Server(config, thread, grace)
+        self._server = _Server(config, [thread.abort, searches.abort], grace)
 
     @property
     def url(self) -> str:
@@ -143,14 +171,16 @@ class Server:
 class _Server(uvicorn.Server):
     """uvicorn's, which waits for answers on their way, with an end to its patience that they can hear of."""
 
-    def __init__(self, config: uvicorn.Config, thread: EngineThread, grace: float) -> None:
+    def __init__(self, config: uvicorn.Config, aborts: list[Callable[[], None]], grace: float) -> None:
         super().__init__(config)
-        self._thread, self._grace = thread, grace
+        self._aborts, self._grace = aborts, grace
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        late = asyncio.get_running_loop().call_later(self._grace, self._thread.abort)
+        loop = asyncio.get_running_loop()
+        late = [loop.call_later(self._grace, abort) for abort in self._aborts]
         await super().shutdown(sockets)
-        late.cancel()
+        for timer in late:
+            timer.cancel()
 
 
 def _model(name: str) -> dict[str, Any]:
@@ -176,14 +206,13 @@ async def _body(request: fastapi.Request, most: int) -> bytes:
     return b"".join(parts)
 
 
-async def _ask(thread: EngineThread, asked: Completion) -> tuple[Answers, Writer]:
-    """Put the requests into the engine's queue. Raises ApiError where they cannot be."""
-    engine = thread.engine
+async def _ask(writers: Writers, asked: Completion) -> tuple[Answers, Writer]:
+    """Put the requests into the queue that they are for. Raises ApiError where they cannot be."""
+    engine, decoding = writers.engine.engine, asked.decoding()
     assert engine.tokenizer is not None
-    if asked.echo and asked.logprobs is not None:
-        raise ApiError(
-            400, "echo: the log-probabilities of prompts are not known here; leave out one", "echo"
-        )
+    if asked.logprobs is not None and (asked.echo or not asked.stepwise):
+        what, param = ("prompts", "echo") if asked.echo else ("whole texts", "logprobs")
+        raise ApiError(400, f"{param}: the log-probabilities of {what} are not known here", param)
     try:
         prompts = await asyncio.to_thread(asked.prompts, engine.tokenizer)  # slow, where the text is long
     except ValueError as error:
@@ -192,13 +221,44 @@ async def _ask(thread: EngineThread, asked: Completion) -> tuple[Answers, Writer
         texts = f"{len(prompts) * asked.n} texts are more than the {engine.queue} that can wait at once"
         raise ApiError(400, texts, "n" if len(prompts) <= engine.queue else "prompt")
     try:
-        answers = thread.submit(asked.requests(prompts, engine.tokenizer.eos))
+        requests = asked.requests(prompts, engine.tokenizer.eos)
+        if asked.stepwise:
+            answers = writers.engine.submit(requests)
+        else:
+            answers = await writers.searches.submit(requests, _search(writers, asked, decoding, prompts))
     except Busy as error:
         raise ApiError(429, str(error), code="busy") from None
     except (ValueError, TypeError) as error:
-        first = str(error).split()[0].replace("top_logprobs", "logprobs")  # messages begin with a name
+        first = str(error).split()[0].rstrip(":")  # messages begin with a name
+        first = {"top_logprobs": "logprobs", "n_best": "n"}.get(first, first)
         raise ApiError(400, str(error), first if first in Completion.model_fields else "prompt") from None
     return answers, Writer(asked, prompts, engine.tokenizer)
+
+
+def _search(writers: Writers, asked: Completion, decoding: Decoding, prompts: list[list[int]]) -> Search:
+    """The texts that are asked for, by a decoder that writes them whole."""
+    engine = writers.engine.engine
+    rows = decoding.rows(asked.n)
+    if rows > engine.rows:
+        raise ValueError(f"decoder is {decoding.decoder!r}; it would take {rows} rows of {engine.rows}")
+
+    def search(lend: Lend) -> list[Generation]:
+        assert engine.tokenizer is not None
+        draft = writers.draft
+        if draft is not None and not isinstance(draft, Guesser):
+            draft = lend(draft)
+        found: list[Generation] = []
+        for prompt in prompts:
+            texts = decoding.write(
+                lend(engine.model), engine.tokenizer, prompt, asked.max_tokens, asked.n,
+                draft=draft, reward=writers.reward,
+            )  # fmt: skip
+            if len(texts) < asked.n:
+                raise ApiError(400, f"n is {asked.n}; there are only {len(texts)} texts", "n")
+            found += texts
+        return found
+
+    return search
 
 
 async def _whole(answers: Answers, writer: Writer) -> dict[str, Any]:

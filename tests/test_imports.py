@@ -23,9 +23,9 @@ FROM_TOP_TO_BOTTOM = """
     decode.noise decode.logits decode.rows decode.prompts decode.automaton decode.constraints decode.sampling
     decode.candidates decode.beam decode.tree decode.best_of decode.mcts
     decode.guesses decode.drafts decode.growing decode.speculative decode.text
-    prefix_cache request engine engine_thread completion serve
+    decoders prefix_cache request engine engine_thread search_thread completion serve
     plot_digest plots
-    ledger repro commands build generate cli
+    ledger repro commands build cli
 """
 ORDER = FROM_TOP_TO_BOTTOM.split()
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import openai
@@ -19,6 +20,8 @@ import pytest
 import torch
 
 from lmtutorial.decode.sampling import sample
+from lmtutorial.decode.text import TextStream
+from lmtutorial.decoders import Decoding
 from lmtutorial.engine import Engine
 from lmtutorial.models.transformer import Transformer, TransformerConfig
 from lmtutorial.serve import Server
@@ -235,6 +238,183 @@ def test_a_character_of_several_tokens_is_never_torn():
         assert whole.text == tokenizer.decode(expected.tokens)
         assert streamed(client.completions.create(stream=True, **options))[0][0] == whole.text
         assert any(name.startswith("bytes:\\x") for name in whole.logprobs.tokens)
+
+
+def likes_a(text):
+    return text.count("a") - text.count("b")
+
+
+def written(decoder, prompt="abc", max_tokens=9, n=1, stop=(), **options):
+    """The texts that a decoder writes alone, and why they ended."""
+    ids = TOKENIZER.encode(prompt)
+    texts = Decoding(decoder, **options).write(
+        MODEL, TOKENIZER, ids, max_tokens, n, draft=MODEL, reward=likes_a
+    )
+    cut = []
+    for text in texts:
+        stream = TextStream(TOKENIZER, stop)
+        pieces = [stream.push(token) for token in text.tokens if token != TOKENIZER.eos] + [stream.finish()]
+        cut.append(("".join(pieces), "stop" if text.finished or stream.stopped else "length"))
+    return cut
+
+
+SEARCHES = {
+    "beam": {"width": 4, "n": 3, "length_penalty": 0.5},
+    "mcts": {"simulations": 6, "n": 2, "seed": 1, "temperature": 0.9, "top_k": 4},
+    "best_of": {"tries": 2, "n": 2, "seed": 1, "top_p": 0.9},
+    "speculative": {"lookahead": 3, "n": 2, "seed": 1, "temperature": 0.8, "min_p": 0.01},
+    "sample": {"match": "(ab|c)*", "n": 2, "seed": 5},
+}
+
+
+@pytest.fixture(scope="module")
+def searching():
+    with serving(draft=MODEL, reward=likes_a) as server, connect(server) as client:
+        yield server, client
+
+
+@pytest.mark.parametrize("stop", [(), ("a", "bc")])
+@pytest.mark.parametrize("decoder", list(SEARCHES))
+def test_each_decoder_can_be_asked_for_whole_and_as_a_stream(searching, decoder, stop):
+    _, client = searching
+    options = dict(SEARCHES[decoder])
+    body = {
+        "model": "tiny",
+        "prompt": ["abc", "hé"],
+        "max_tokens": 9,
+        "n": options.pop("n"),
+        "stop": list(stop),
+    }
+    body["extra_body"] = {"decoder": decoder, **options}
+    whole = client.completions.create(**body)
+    alone = [text for p in body["prompt"] for text in written(decoder, p, n=body["n"], stop=stop, **options)]
+    assert choices(whole) == alone
+    assert streamed(client.completions.create(**body, stream=True)) == alone
+    assert whole.usage.prompt_tokens == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "message"),
+    [
+        ({"decoder": "beam", "seed": 3}, "seed", "seed is for the decoders sample, .* not for beam"),
+        ({"width": 3}, "width", "width is for the decoder beam, not for sample"),
+        ({"decoder": "magic"}, "decoder", "Input should be 'sample', 'best_of'"),
+        ({"decoder": "beam", "width": 0}, "width", "greater than or equal to 1"),
+        ({"decoder": "beam", "width": 3, "n": 4}, "n", "n_best is 4"),
+        ({"decoder": "beam", "width": 5}, "decoder", "would take 5 rows of 4"),
+        ({"decoder": "beam", "length_penalty": "long"}, "length_penalty", "valid number"),
+        ({"decoder": "beam", "prompt": [99]}, "prompt", "holds token 99"),
+        ({"decoder": "beam", "logprobs": 2}, "logprobs", "not known"),
+        ({"decoder": "mcts", "temperature": -1}, "temperature", "temperature is -1"),
+        ({"decoder": "best_of", "tries": 2, "n": 3}, "decoder", "would take 6 rows of 4"),
+        ({"decoder": "speculative", "max_tokens": 200}, "prompt", "over the context of 128"),
+        ({"match": "(a"}, "match", "is no regular expression"),
+        ({"decoder": "beam", "width": 4, "n": 4, "max_tokens": 1}, None, None),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused_before_it_begins(searching, change, param, message):
+    server, _ = searching
+    body = {"model": "tiny", "prompt": "a", "max_tokens": 9} | change
+    status, answer = ask(server, "POST", "/v1/completions", json.dumps(body))
+    if param is None:
+        assert status == 200
+    else:
+        assert (status, answer["error"]["param"]) == (400, param)
+        assert re.search(message, answer["error"]["message"]), answer
+    assert health(server)["searches"] == 0
+
+
+def test_a_server_without_a_reward_says_what_it_lacks(server):
+    body = {"model": "tiny", "prompt": "a", "decoder": "best_of", "tries": 2}
+    status, answer = ask(server, "POST", "/v1/completions", json.dumps(body))
+    assert (status, answer["error"]["param"]) == (400, "decoder")
+    assert "needs a reward" in answer["error"]["message"]
+
+
+def test_a_search_and_a_stream_take_turns():
+    with serving(Troubled(0.02), reward=likes_a) as server, connect(server) as client:
+        chunks = iter(
+            client.completions.create(model="tiny", prompt="a", max_tokens=100, stream=True, seed=3)
+        )
+        first = next(chunks)
+        begun = time.monotonic()
+        found = client.completions.create(
+            model="tiny", prompt="abc", max_tokens=9, extra_body={"decoder": "beam", "width": 2}
+        )
+        assert time.monotonic() - begun < 1.5  # 10 forwards among the 100 of the stream, which take 2 s
+        assert choices(found) == written("beam", width=2)
+        assert health(server)["running"] == 1
+        assert streamed([first, *chunks]) == alone("a", 100, seed=3)
+
+
+def test_a_search_whose_client_goes_away_ends():
+    with serving(Troubled(0.05)) as server:
+        body = {"model": "tiny", "prompt": "a", "max_tokens": 120, "decoder": "beam", "width": 2}
+        connection = http.client.HTTPConnection("127.0.0.1", server.port)
+        connection.request("POST", "/v1/completions", json.dumps(body))
+        wait_until(lambda: health(server)["searches"] == 1)
+        gone = time.monotonic()
+        connection.close()
+        wait_until(lambda: health(server)["searches"] == 0)
+        assert time.monotonic() - gone < 3  # 120 forwards would have taken 6 seconds
+
+
+def test_more_searches_than_may_wait_are_answered_with_429():
+    with serving(Troubled(0.05), queue=2) as server, connect(server) as client:
+        body = {
+            "model": "tiny",
+            "prompt": "a",
+            "max_tokens": 40,
+            "extra_body": {"decoder": "beam", "width": 2},
+        }
+        with ThreadPoolExecutor(2) as pool:
+            both = [pool.submit(client.completions.create, **body) for _ in range(2)]
+            wait_until(lambda: health(server)["searches"] == 2)
+            with pytest.raises(openai.RateLimitError, match="2 texts are being searched for"):
+                client.completions.create(**body)
+            assert [choices(one.result()) for one in both] == [written("beam", "a", 40, width=2)] * 2
+
+
+def test_what_fails_in_a_search_fails_alone():
+    def divided(text):
+        return 1 / (len(text) - len(text))
+
+    model = Troubled()
+    with serving(model, reward=divided) as server, connect(server) as client:
+        with pytest.raises(openai.InternalServerError, match="division by zero"):
+            client.completions.create(model="tiny", prompt="a", extra_body={"decoder": "best_of", "tries": 2})
+        model.fails = True
+        for stream in (False, True):
+            with pytest.raises(openai.APIError, match="no memory is left"):
+                list(client.completions.create(
+                    model="tiny", prompt="a", stream=stream, extra_body={"decoder": "beam"}
+                ))  # fmt: skip
+        model.fails = False
+        found = client.completions.create(
+            model="tiny", prompt="abc", max_tokens=9, extra_body={"decoder": "beam"}
+        )
+        assert choices(found) == written("beam")
+
+
+def test_a_search_that_takes_longer_than_the_grace_is_answered_with_an_error():
+    with (
+        serving(Troubled(0.05), grace=0.3) as server,
+        connect(server) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        slow = pool.submit(
+            client.completions.create,
+            model="tiny",
+            prompt="a",
+            max_tokens=120,
+            extra_body={"decoder": "beam"},
+        )
+        wait_until(lambda: health(server)["searches"] == 1)
+        stopped = time.monotonic()
+        server.stop()
+        with pytest.raises(openai.APIError, match="the server is shutting down"):
+            slow.result()
+        assert time.monotonic() - stopped < 4
 
 
 def test_models_are_listed_and_found_by_name(client):

@@ -1,0 +1,175 @@
+"""A decoder by its name, with its options: what the command line and the server choose from."""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lmtutorial.decode.beam import beam_search
+from lmtutorial.decode.best_of import best_of
+from lmtutorial.decode.constraints import Matching
+from lmtutorial.decode.guesses import Guesser, PromptLookup
+from lmtutorial.decode.mcts import mcts
+from lmtutorial.decode.sampling import Generation, sample
+from lmtutorial.decode.speculative import Speculation, speculative
+from lmtutorial.models.cache import LanguageModel
+from lmtutorial.vocabulary import Tokenizer
+
+Name = Literal["sample", "best_of", "beam", "mcts", "speculative"]
+Reward = Callable[[str], float]
+"""A number for a whole text, prompt included: the higher the better."""
+Draft = LanguageModel | Guesser
+
+FILTERS = ("temperature", "top_k", "top_p", "min_p")
+OPTIONS = {
+    "sample": {*FILTERS, "repetition_penalty", "seed", "match"},
+    "best_of": {"temperature", "top_k", "top_p", "seed", "reward", "tries"},
+    "beam": {"width", "length_penalty"},
+    "mcts": {"temperature", "top_k", "seed", "reward", "simulations"},
+    "speculative": {*FILTERS, "seed", "draft", "lookahead"},
+}
+"""By decoder, which options it has a use for; an option that stands nowhere here is for all."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How to choose tokens.
+
+    >>> Decoding("beam").check({"width", "seed"})
+    Traceback (most recent call last):
+    ...
+    ValueError: seed is for the decoders sample, best_of, mcts, speculative, not for beam
+    """
+
+    decoder: Name = "sample"
+    """Draw tokens; or find the likeliest text (beam), the one that a reward likes (best_of, mcts); or draw
+    tokens that a draft has proposed (speculative)."""
+    temperature: float = 1.0
+    """Below 1 safer, above 1 bolder, 0 always the likeliest token."""
+    top_k: int | None = None
+    """Choose only among this many of the likeliest tokens."""
+    top_p: float | None = None
+    """Choose only among the likeliest tokens that together have this probability."""
+    min_p: float | None = None
+    """Choose only among tokens at least this share as likely as the likeliest."""
+    repetition_penalty: float = 1.0
+    """Above 1: tokens that were used already become less likely."""
+    match: str | None = None
+    """A regular expression: only texts that match it, or still can, are written."""
+    width: int = 4
+    """beam: how many texts are in hand at each step, at least as many as are asked for."""
+    length_penalty: float = 1.0
+    """beam: texts are ranked by their log-probability / length**this."""
+    tries: int = 16
+    """best_of: how many texts are drawn, to keep the one with the best reward."""
+    simulations: int = 64
+    """mcts: how many continuations are tried before each token."""
+    lookahead: int = 4
+    """speculative: how many tokens are proposed at a time."""
+    seed: int | None = None
+    """The same seed writes the same texts. None: new ones each time."""
+
+    def check(self, given: Iterable[str]) -> None:
+        """Raise ValueError if an option that was `given` has no use for this decoder."""
+        for name in sorted(given):
+            owners = [decoder for decoder, options in OPTIONS.items() if name in options]
+            if owners and self.decoder not in owners:
+                are = "decoder" if len(owners) == 1 else "decoders"
+                raise ValueError(f"{name} is for the {are} {', '.join(owners)}, not for {self.decoder}")
+
+    def rows(self, n: int) -> int:
+        """How many texts are in hand at once when `n` are asked for."""
+        return {"beam": self.width, "best_of": n * self.tries}.get(self.decoder, n)
+
+    def write(
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        n: int = 1,
+        *,
+        draft: Draft | None = None,
+        reward: Reward | None = None,
+        report: Speculation | None = None,
+    ) -> list[Generation]:
+        """`n` texts after the prompt, of a beam search the `n` best; the end of text ends them.
+
+        `draft` is for "speculative", by default `PromptLookup()`; `reward` for "best_of" and "mcts". Raises
+        ValueError where a reward is missing, and what the decoder's function raises.
+        """
+        prompts, eos = [list(prompt)] * n, tokenizer.eos
+        filters = {name: getattr(self, name) for name in FILTERS}
+        if self.decoder == "beam":
+            [texts] = beam_search(
+                model, prompts[:1], max_new_tokens, width=self.width, length_penalty=self.length_penalty,
+                eos=eos, n_best=n,
+            )  # fmt: skip
+            return texts if max_new_tokens else texts * n
+        if self.decoder == "speculative":
+            return speculative(
+                model, draft or PromptLookup(), prompts, max_new_tokens, lookahead=self.lookahead, eos=eos,
+                seed=self.seed, report=report, **filters,
+            )  # fmt: skip
+        if self.decoder == "sample":
+            return sample(
+                model, prompts, max_new_tokens, repetition_penalty=self.repetition_penalty, eos=eos,
+                seed=self.seed, allowed=self._allowed(tokenizer), **filters,
+            )  # fmt: skip
+        if reward is None:
+            needed = "--reward FILE.py:FUNCTION, a function of the text"
+            raise ValueError(f"decoder is {self.decoder!r}, which needs a reward: {needed}")
+
+        def rate(prompt: list[int], new: Sequence[int]) -> float:
+            return reward(tokenizer.decode([*prompt, *new]))
+
+        if self.decoder == "best_of":
+            return best_of(
+                model, prompts, max_new_tokens, reward=rate, n=self.tries, temperature=self.temperature,
+                top_k=self.top_k, top_p=self.top_p, eos=eos, seed=self.seed,
+            )  # fmt: skip
+        return mcts(
+            model, prompts, max_new_tokens, reward=rate, simulations=self.simulations, rollout="sample",
+            temperature=self.temperature, top_k=self.top_k, eos=eos, seed=self.seed,
+        )  # fmt: skip
+
+    def _allowed(self, tokenizer: Tokenizer) -> Matching | None:
+        try:
+            return None if self.match is None else Matching(self.match, tokenizer)
+        except ValueError as error:
+            raise ValueError(f"match: {error}") from error
+
+
+def read_reward(place: str) -> Reward:
+    """The function that a place, FILE.py:FUNCTION, names. The file is run.
+
+    Raises ValueError for a place that names no function, FileNotFoundError for a file that is not there.
+    """
+    path, _, name = place.rpartition(":")
+    if not path:
+        raise ValueError(f"reward is {place!r}; it must be FILE.py:FUNCTION, a function of the text")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path} to take the reward {name!r} from")
+    function = runpy.run_path(path).get(name)
+    if not callable(function):
+        raise ValueError(f"{path} has no function {name!r}")
+    return function  # type: ignore[no-any-return]
+
+
+def read_draft(
+    name: str, tokenizer: Tokenizer, load: Callable[[str], tuple[LanguageModel, Tokenizer]]
+) -> Draft:
+    """What proposes tokens: `PromptLookup` for "lookup", else the model that `load` gives for the name.
+
+    Raises ValueError for a model with another tokenizer.
+    """
+    if name == "lookup":
+        return PromptLookup()
+    draft, its = load(name)
+    same = its.vocab_size == tokenizer.vocab_size
+    if not same or any(its.decode([i]) != tokenizer.decode([i]) for i in range(its.vocab_size)):
+        raise ValueError(f"the draft {name!r} has another tokenizer than the model; it must have the same")
+    return draft
