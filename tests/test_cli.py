@@ -18,6 +18,7 @@ from lmtutorial.batches import SlidingWindows, StreamBatches
 from lmtutorial.checkpoint import load_model
 from lmtutorial.cli import _share, main
 from lmtutorial.corpora import load_corpus
+from lmtutorial.decoders import Decoding
 from lmtutorial.metrics import evaluate
 from lmtutorial.tokenizers import load_tokenizer
 from lmtutorial.train import TrainConfig
@@ -83,6 +84,59 @@ def test_generate_continues_the_prompt_and_the_seed_decides(run, capsys):
     assert generated("--seed", "1", "--samples", "2") == first != generated("--seed", "2", "--samples", "2")
     greedy = [generated("--temperature", "0", "--samples", "1", "--seed", seed) for seed in "12"]
     assert greedy[0] == greedy[1]
+
+
+def test_generate_writes_with_each_decoder_what_its_options_say(run, tmp_path, capsys):
+    (tmp_path / "rewards.py").write_text("def kings(text):\n    return text.count('king')\n")
+    model, tokenizer = load_model(run / "best.safetensors"), load_tokenizer(run / "tokenizer.json")
+    prompt, reward = tokenizer.encode("the "), ["--reward", f"{tmp_path / 'rewards.py'}:kings"]
+    for decoder, flags, options in [
+        ("beam", ["--width", "3"], {"width": 3}),
+        ("mcts", ["--simulations", "3", *reward], {"simulations": 3}),
+        ("best_of", ["--tries", "3", *reward], {"tries": 3}),
+        ("speculative", ["--lookahead", "2", "--draft", str(run)], {"lookahead": 2}),
+        ("sample", ["--match", "(king|fool).*"], {"match": "(king|fool).*"}),
+    ]:
+        if decoder != "beam":
+            flags, options = [*flags, "--seed", "1"], {**options, "seed": 1, "temperature": 0.8}
+        command = [
+            "generate",
+            "--checkpoint",
+            str(run),
+            "--device",
+            "cpu",
+            "--prompt",
+            "the ",
+            "--samples",
+            "2",
+        ]
+        assert main([*command, "--max-new-tokens", "20", "--decoder", decoder, *flags]) == 0
+        printed = capsys.readouterr()
+        texts = Decoding(decoder, **options).write(
+            model, tokenizer, prompt, 20, 2, draft=model, reward=lambda text: text.count("king")
+        )
+        written = [("the " + tokenizer.decode(text.tokens)).strip("\n") for text in texts]
+        assert printed.out == f"\n{'-' * 72}\n".join(written) + "\n"
+        assert ("100% accepted" in printed.err) == (decoder == "speculative")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--decoder", "beam", "--seed", "3"], "seed is for the decoders sample, .*, not for beam"),
+        (
+            ["--decoder", "beam", "--reward", "x.py:f"],
+            "reward is for the decoders best_of, mcts, not for beam",
+        ),
+        (["--draft", "gpt2"], "draft is for the decoder speculative, not for sample"),
+        (["--decoder", "mcts"], "needs a reward: --reward FILE.py:FUNCTION"),
+        (["--samples", "0"], "samples is 0; it must be at least 1"),
+        (["--match", "(a"], "match: .* is no regular expression"),
+    ],
+)
+def test_generate_refuses_what_a_decoder_has_no_use_for(run, flags, message, capsys):
+    assert main(["generate", "--checkpoint", str(run), *flags]) == 2
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_generate_works_in_a_fresh_process_from_the_folder_alone(run):
