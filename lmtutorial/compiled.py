@@ -118,7 +118,7 @@ class _OneRow(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         linear = self.linear
         weight: Any = linear.weight() if isinstance(linear, QuantizedLinear) else linear.weight
-        y = torch.mv(weight, x.flatten())
+        y = torch.mv(weight.to(x.dtype), x.flatten())
         return (y if linear.bias is None else y + linear.bias).view(1, 1, -1)  # type: ignore[operator]
 
 

@@ -57,7 +57,7 @@ class QuantizedLinear(nn.Module):
     """`nn.Linear` with its weights as integers; for inference only.
 
     `integers` is (out, in) int8, or (out, in / 2) uint8 where two weights of 4 bits share a byte; `scale` is
-    (out, groups).
+    (out, groups), in float32 also where the weights were in a half-precision type.
 
     >>> linear = nn.Linear(64, 2)
     >>> small = QuantizedLinear.of(linear, Scheme())
@@ -79,7 +79,7 @@ class QuantizedLinear(nn.Module):
     @classmethod
     def of(cls, linear: nn.Linear, scheme: Scheme) -> QuantizedLinear:
         """Round the weights of `linear`, whose bias stays as it is."""
-        weight = linear.weight.detach()
+        weight = linear.weight.detach().to(torch.promote_types(linear.weight.dtype, torch.float32))
         if not weight.isfinite().all():
             raise ValueError("a weight is NaN or infinite; only finite weights can be rounded")
         width = weight.shape[1]
@@ -101,7 +101,7 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        return F.linear(x, self.weight(), self.bias)
+        return F.linear(x, self.weight().to(x.dtype), self.bias)
 
     def extra_repr(self) -> str:
         """For `print`."""

@@ -28,11 +28,14 @@ LARGE = 256 * 2**20
 def in_turns(runs: Mapping[Name, Callable[[], object]], turns: int = 5) -> dict[Name, float]:
     """Median seconds of each of `runs`, called one after the other, `turns` times, after one to warm up.
 
-    What else goes on in a machine changes from second to second: in turns it meets all of them alike.
+    What else goes on in a machine changes from second to second: in turns it meets all of them alike. Raises
+    ValueError for less than one turn.
 
     >>> list(in_turns({"nothing": lambda: None}, turns=1))
     ['nothing']
     """
+    if turns < 1:
+        raise ValueError(f"turns is {turns}; it must be at least 1")
     seconds: dict[Name, list[float]] = {name: [] for name in runs}
     for turn in range(turns + 1):
         for name, run in runs.items():
@@ -84,7 +87,10 @@ class Work:
 
 
 def measure_limits(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Limits:
-    """The limits of this machine, now: by adding up a large tensor, and by multiplying large matrices."""
+    """The limits of this machine, now: by adding up a large tensor, and by multiplying large matrices.
+
+    They are medians of what PyTorch reaches with the threads that it has: what is possible is a little more.
+    """
     large = torch.ones(LARGE // 4, device=device)
     square = torch.randn(1024, 1024, device=device).to(dtype)
     seconds = in_turns({"read": large.sum, "multiply": lambda: square @ square}, turns=7)
@@ -95,7 +101,8 @@ def decode_work(model: Transformer, length: int, batch: int = 1, time: int = 1) 
     """What one step asks for: `time` new tokens in each of `batch` rows, after `length` in the cache.
 
     Read are each matrix once, however many rows there are, and each row's own keys and values. Left out is
-    what is small beside them: norms, biases, embeddings of the tokens read, activations.
+    what is small beside them while rows and `time` are few: norms, biases, embeddings of the tokens read,
+    activations. Attention is counted without the half that causality saves within the new tokens.
 
     >>> from lmtutorial.models.transformer import TransformerConfig
     >>> work = decode_work(Transformer(TransformerConfig.gpt2()), length=0)

@@ -69,6 +69,21 @@ def test_the_layer_is_the_linear_layer_of_its_rounded_weights(scheme, rows, seed
     assert small.integers.nbytes == weight.numel() * scheme.bits // 8
 
 
+@settings(max_examples=100)
+@given(schemes, st.sampled_from([torch.bfloat16, torch.float16]), st.floats(-12, 2), seeds)
+def test_half_precision_weights_are_rounded_like_the_same_weights_in_float32(scheme, dtype, size, seed):
+    torch.manual_seed(seed)
+    weight, x = (torch.randn(4, 32) * 2**size).to(dtype), torch.randn(3, 32).to(dtype)
+    small, exact = (
+        QuantizedLinear.of(linear_of(weight), scheme),
+        QuantizedLinear.of(linear_of(weight.float()), scheme),
+    )
+    assert small.integers.equal(exact.integers)
+    assert small.scale.equal(exact.scale)
+    assert small(x).dtype == dtype
+    torch.testing.assert_close(small(x).float(), exact(x.float()), rtol=0.05, atol=0.05 * 2**size)
+
+
 @settings(max_examples=60, deadline=None)
 @given(models, st.sampled_from([(8, None), (4, None), (8, 2), (4, 2)]), seeds)
 def test_a_file_gives_the_same_model_back(tmp_path_factory, model, scheme, seed):

@@ -69,6 +69,11 @@ def test_runs_are_timed_in_turns_and_the_first_only_warms_up():
     assert set(seconds) == {"a", "b"}
 
 
+def test_no_turn_at_all_is_refused():
+    with pytest.raises(ValueError, match="turns is 0; it must be at least 1"):
+        in_turns({"nothing": lambda: None}, turns=0)
+
+
 def test_the_table_has_as_many_cells_in_each_line():
     rungs = [Rung("plain", 0.002, 4e7, "yes"), Rung("a longer name", 1e-4, 1e7, "int8: no")]
     lines = rungs_table(rungs, Limits(2e10, 1e12)).splitlines()
