@@ -63,9 +63,9 @@ def compiled(
     not be changed in type, device or structure afterwards, because no step looks whether it was. On CUDA each
     graph is captured as a CUDA graph and looks at the whole cache: make it no longer than needed.
 
-    `backend` is what `torch.compile` takes. Raises TypeError for another kind of model, ValueError for
-    `longest` below 1. The C++ compiler that `torch.compile` asks for on a CPU must be installed;
-    it does not find torch where that lies in a folder with a space in its path.
+    `backend` is what `torch.compile` takes. Raises TypeError for another kind of model, ValueError for one
+    with a window and for `longest` below 1. The C++ compiler that `torch.compile` asks for on a CPU must be
+    installed; it does not find torch where that lies in a folder with a space in its path.
 
     >>> from lmtutorial.models.transformer import TransformerConfig
     >>> model = Transformer(TransformerConfig(vocab_size=65, context=16, width=32)).eval()
@@ -133,16 +133,16 @@ def _one_row(model: Transformer) -> Transformer:
     return shared
 
 
-def _compile(model: nn.Module, backend: str | Callable[..., Any]) -> Callable[..., Tensor]:
+def _compile(model: Transformer, backend: str | Callable[..., Any]) -> Callable[..., Tensor]:
     def step(tokens: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, slots: Tensor) -> Tensor:
         return model(tokens, _Window(keys, values, lengths, slots))  # type: ignore[no-any-return]
 
-    # Looking at each call whether any of a model's hundred tensors has changed takes as long as a small
-    # model's step. Graphs are found by code object alone then, so that each model needs its own.
+    # Looking at each call whether any of a model's hundred tensors has changed makes a small model's step a
+    # tenth longer. Without it graphs are found by code object alone, so that each model needs its own.
     step.__code__ = step.__code__.replace()
     options: dict[str, Any] = {}
     if skip := getattr(torch.compiler, "skip_guard_on_all_nn_modules_unsafe", None):
         options["guard_filter_fn"] = skip
-    if torch.cuda.is_available():
+    if backend == "inductor" and model.device.type == "cuda":
         options["triton.cudagraphs"] = True
     return torch.compile(step, fullgraph=True, dynamic=False, backend=backend, options=options)

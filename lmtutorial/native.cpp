@@ -51,12 +51,10 @@ const int LANES = 16, TILE = 4;  // floats in a Vec, and how many columns of y a
 #else
 const int LANES = 8, TILE = 2;   // so that a tile's sums fit the registers
 #endif
-const int TALL = 6;   // how many rows of y at a time, if there are few,
-const int FEW = 8;    // up to so many,
-const int MANY = 16;  // or more
+const int TALL = 6;  // how many rows of y at a time, if there are few,
+const int FEW = 8;   // up to so many; if there are more, LANES at a time
 
 typedef float Vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef float Rows __attribute__((vector_size(4 * MANY), aligned(4), may_alias));
 
 template <class T>
 struct Array {  // aligned, because vectors that straddle two cache lines are read at half speed
@@ -134,18 +132,18 @@ static void columns(const Linear& l, const float* x, int64_t rows, int64_t n, fl
     }
 }
 
-// N columns of y for many rows, which lie in `turned` as (rows / MANY, in, MANY): one row a lane, so that nothing
+// N columns of y for many rows, which lie in `turned` as (rows / LANES, in, LANES): one row a lane, so that nothing
 // is left to sum.
 template <int N>
 static void columns_of_many(const Linear& l, const float* turned, int64_t rows, int64_t n, float* y, bool add) {
     const float* w = l.weight + n * l.in;
-    for (int64_t row = 0; row < rows; row += MANY) {
-        Rows sums[N];
-        for (int i = 0; i < N; i++) sums[i] = Rows{};
+    for (int64_t row = 0; row < rows; row += LANES) {
+        Vec sums[N];
+        for (int i = 0; i < N; i++) sums[i] = Vec{};
         for (int64_t k = 0; k < l.in; k++)
-            for (int i = 0; i < N; i++) sums[i] += *(const Rows*)(turned + (row * l.in) + k * MANY) * w[i * l.in + k];
+            for (int i = 0; i < N; i++) sums[i] += *(const Vec*)(turned + (row * l.in) + k * LANES) * w[i * l.in + k];
         for (int i = 0; i < N; i++)
-            for (int64_t r = 0; r < MANY && row + r < rows; r++) {
+            for (int64_t r = 0; r < LANES && row + r < rows; r++) {
                 float* to = y + (row + r) * l.out + n + i;
                 *to = sums[i][r] + (l.bias ? l.bias[n + i] : 0) + (add ? *to : 0);
             }
@@ -157,7 +155,7 @@ static void columns_of_many(const Linear& l, const float* turned, int64_t rows, 
 struct Scratch {
     Array<int16_t> x;     // (rows, in), rounded
     Array<float> scale;   // (rows)
-    Array<float> turned;  // (rows / MANY, in, MANY)
+    Array<float> turned;  // (rows / LANES, in, LANES)
 };
 
 static void round_row(const float* x, int64_t in, int16_t* to, float* scale) {
@@ -229,8 +227,8 @@ static void linear(const Linear& l, const float* x, int64_t rows, float* y, bool
         float* turned = scratch.turned.at;
 #pragma omp for
         for (int64_t k = 0; k < l.in; k++)
-            for (int64_t row = 0; row < (rows + MANY - 1) / MANY * MANY; row++)
-                turned[(row / MANY * l.in + k) * MANY + row % MANY] = row < rows ? x[row * l.in + k] : 0;
+            for (int64_t row = 0; row < (rows + LANES - 1) / LANES * LANES; row++)
+                turned[(row / LANES * l.in + k) * LANES + row % LANES] = row < rows ? x[row * l.in + k] : 0;
 #pragma omp for
         for (int64_t n = 0; n < l.out; n += 8)
             if (n + 8 <= l.out) columns_of_many<8>(l, turned, rows, n, y, add);
@@ -328,7 +326,7 @@ extern "C" int step(const Model& m, const Cache& c, const int64_t* tokens, int64
     int64_t ups = m.hidden * (m.mlp == 1 ? 2 : 1), longest = width > m.hidden ? width : m.hidden;
     Array<float> stream(rows * width), normed(rows * width), qkv(rows * wide), mixed(rows * width);
     Array<float> up(rows * ups), hidden(rows * m.hidden);
-    Scratch scratch{Array<int16_t>(rows * longest), Array<float>(rows), Array<float>((rows + MANY) * longest)};
+    Scratch scratch{Array<int16_t>(rows * longest), Array<float>(rows), Array<float>((rows + LANES) * longest)};
     float* x = stream.at;
 #pragma omp parallel num_threads(threads)
     {

@@ -1,4 +1,4 @@
-"""Decode steps in one call of C++: a Transformer on a CPU as fast as its memory can be read.
+"""Decode steps in one call of C++: a Transformer on a CPU, not far from as fast as its memory can be read.
 
 `lmtutorial/native.cpp`, beside this file, is the step. It is compiled when first used, by the C++ compiler of
 the machine (`CXX`, g++ or clang++, a few seconds), and kept in the cache folder of this package.
@@ -50,6 +50,8 @@ class NativeTransformer(StandIn):
         batch, time = tokens.shape
         if cache is None or batch * time > self.longest or torch.is_grad_enabled():
             return self.model(tokens, cache)  # type: ignore[no-any-return]
+        if not self._fits(tokens, cache):
+            return self.model(tokens, cache)  # type: ignore[no-any-return]
         tokens, lengths = tokens.contiguous(), cache.lengths.contiguous()
         logits = torch.empty(batch, time, self.vocab_size)
         state = _Cache(
@@ -62,6 +64,12 @@ class NativeTransformer(StandIn):
             return self.model(tokens, cache)  # type: ignore[no-any-return]  # raises, and says what is wrong
         cache.lengths = lengths + time
         return logits
+
+    def _fits(self, tokens: Tensor, cache: KVCache) -> bool:
+        """Whether the C++ may read and write them. What it may not, the model itself takes or refuses."""
+        c = self.config
+        shape = (c.layers, len(tokens), c.shared_heads, cache.max_len, c.head_size)
+        return (tokens.dtype, cache.keys.dtype, cache.keys.shape) == (torch.int64, torch.float32, shape)
 
     def _describe(self) -> _Model:
         """The model as the C++ sees it: sizes, and where in memory each tensor begins."""

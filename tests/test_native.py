@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_transformers import (
     MODELS,
+    SHAPES,
     VOCAB,
     draw_tokens,
     models,
@@ -98,6 +99,26 @@ def test_native_errors_are_the_models_own_and_leave_the_cache_as_it_was():
         fast(torch.tensor([[1]]), cache)
         with pytest.raises(ValueError, match="at most 2 tokens a row, 3 are needed"):
             fast(torch.tensor([[1]]), cache)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=list(SHAPES))
+@pytest.mark.parametrize(("rows", "cached"), [(1, 2), (2, 1), (2, 3), (2, 2)])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_what_does_not_fit_the_native_step_is_what_the_model_makes_of_it(model, rows, cached, dtype):
+    def outcome(reader):
+        cache = model.new_cache(cached, 4)
+        with torch.no_grad():
+            try:
+                return reader(torch.ones(rows, 2, dtype=dtype), cache), cache.lengths
+            except (RuntimeError, IndexError) as error:
+                return type(error), cache.lengths
+
+    fast, plain = outcome(native(model)), outcome(model)
+    if isinstance(plain[0], type):
+        assert fast[0] is plain[0]
+    else:
+        torch.testing.assert_close(fast[0], plain[0])
+    assert fast[1].equal(plain[1])
 
 
 @pytest.mark.parametrize("int8", [False, True])
