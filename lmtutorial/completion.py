@@ -69,6 +69,7 @@ class Completion(BaseModel):
     stream_options: StreamOptions = StreamOptions()
     top_k: int | None = None
     min_p: float | None = None
+    typical_p: float | None = None
     repetition_penalty: float = 1.0
     decoder: Name = "sample"
     match: str | None = None
@@ -128,7 +129,9 @@ class Completion(BaseModel):
 
     def requests(self, prompts: list[list[int]], eos: int | None) -> list[Request]:
         """The requests to the engine: `n` for the first prompt, `n` for the second, and so on."""
-        filters = Filters(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)
+        filters = Filters(
+            self.temperature, self.top_k, self.top_p, self.min_p, self.typical_p, self.repetition_penalty
+        )
         return [
             Request(prompt, self.max_tokens, filters, eos, self.stop, self.seed, copy, self.logprobs or 0)
             for prompt in prompts

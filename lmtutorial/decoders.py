@@ -23,7 +23,7 @@ Reward = Callable[[str], float]
 """A number for a whole text, prompt included: the higher the better."""
 Draft = LanguageModel | Guesser
 
-FILTERS = ("temperature", "top_k", "top_p", "min_p")
+FILTERS = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 OPTIONS = {
     "sample": {*FILTERS, "repetition_penalty", "seed", "match"},
     "best_of": {"temperature", "top_k", "top_p", "seed", "reward", "tries"},
@@ -55,6 +55,8 @@ class Decoding:
     """Choose only among the likeliest tokens that together have this probability."""
     min_p: float | None = None
     """Choose only among tokens at least this share as likely as the likeliest."""
+    typical_p: float | None = None
+    """Choose only among the tokens nearest to the usual surprise that together have this probability."""
     repetition_penalty: float = 1.0
     """Above 1: tokens that were used already become less likely."""
     match: str | None = None

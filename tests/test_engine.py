@@ -68,6 +68,7 @@ filters = st.builds(
     top_k=st.none() | st.integers(1, VOCAB),
     top_p=st.none() | st.floats(0, 1),
     min_p=st.none() | st.floats(0, 0.5),
+    typical_p=st.none() | st.floats(0, 1),
     repetition_penalty=st.sampled_from([1.0, 1.0, 0.7, 3.0]),
 )
 prompts = st.builds(  # many begin alike

@@ -13,6 +13,7 @@ from transformers.generation.logits_process import (
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
 from lmtutorial.decode.logits import Filters, draw, keep_min_p, keep_top_k, keep_top_p, to_probs
@@ -24,6 +25,7 @@ filters = st.builds(
     top_k=st.none() | st.integers(1, 300),
     top_p=st.none() | shares,
     min_p=st.none() | shares,
+    typical_p=st.none() | shares.filter(lambda share: share > 0),
     repetition_penalty=st.just(1.0) | st.floats(0.2, 5),
 )
 
@@ -51,6 +53,8 @@ def hugging_face(options):
         chain.append(TopPLogitsWarper(options.top_p))
     if options.min_p is not None:
         chain.append(MinPLogitsWarper(options.min_p))
+    if options.typical_p is not None and options.typical_p < 1:
+        chain.append(TypicalLogitsWarper(options.typical_p))
     return chain
 
 
@@ -139,7 +143,9 @@ def chi_squared(counts, probs):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("options", [{}, {"temperature": 0}, {"top_k": 5, "top_p": 0.9, "min_p": 0.01}])
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 0}, {"top_k": 5, "top_p": 0.9, "min_p": 0.01, "typical_p": 0.9}]
+)
 def test_probabilities_are_float32_or_finer_whatever_the_logits(dtype, options):
     logits = random_logits(2, 30, 2, seed=0).to(dtype)
     probs = to_probs(logits, **options)
@@ -164,6 +170,7 @@ def test_probabilities_are_float32_or_finer_whatever_the_logits(dtype, options):
         ({"top_k": True}, TypeError, "top_k is True"),
         ({"top_p": 1.01}, ValueError, "top_p is 1.01; it must be a number from 0 to 1, or None"),
         ({"min_p": -0.1}, ValueError, "min_p is -0.1"),
+        ({"typical_p": 2}, ValueError, "typical_p is 2; it must be a number from 0 to 1, or None"),
         (
             {"repetition_penalty": 0},
             ValueError,

@@ -68,6 +68,7 @@ options = st.fixed_dictionaries(
         "top_k": st.integers(1, VOCAB),
         "top_p": st.floats(0, 1),
         "min_p": st.floats(0, 0.5),
+        "typical_p": st.floats(0, 1),
         "repetition_penalty": st.floats(0.5, 3),
     },
 )
@@ -193,7 +194,11 @@ class CountWaits(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    "options", [{"temperature": 0}, {"top_k": 5, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.5}]
+    "options",
+    [
+        {"temperature": 0},
+        {"top_k": 5, "top_p": 0.9, "min_p": 0.01, "typical_p": 0.9, "repetition_penalty": 1.5},
+    ],
 )
 def test_no_step_waits_for_the_device(monkeypatch, options):
     monkeypatch.setattr(sampling, "patience", lambda device: 16)

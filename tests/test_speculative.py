@@ -40,7 +40,12 @@ drafts = st.sampled_from([*MODELS.values(), *GUESSERS.values()])
 lookaheads = st.integers(1, 6)
 options = st.fixed_dictionaries(
     {"seed": st.integers(0, 10**20), "temperature": st.sampled_from([0, 0.5, 1, 1.7]), "eos": ends},
-    optional={"top_k": st.integers(1, VOCAB), "top_p": st.floats(0, 1), "min_p": st.floats(0, 0.5)},
+    optional={
+        "top_k": st.integers(1, VOCAB),
+        "top_p": st.floats(0, 1),
+        "min_p": st.floats(0, 0.5),
+        "typical_p": st.floats(0, 1),
+    },
 )
 few_tokens = st.lists(st.integers(0, 3), min_size=1, max_size=40)
 law = settings(max_examples=60)
@@ -257,7 +262,13 @@ def small_model(kind, seed):
 
 
 TARGETS = ["lstm", "transformer", "n-gram", "n-gram with zeros", "history"]
-FILTERS = [{}, {"top_k": 3, "temperature": 0.8}, {"top_p": 0.8, "temperature": 1.3}, {"min_p": 0.2}]
+FILTERS = [
+    {},
+    {"top_k": 3, "temperature": 0.8},
+    {"top_p": 0.8, "temperature": 1.3},
+    {"min_p": 0.2},
+    {"typical_p": 0.5},
+]
 
 
 def joint_distribution(model, prompt, steps, **filters):

@@ -1,7 +1,7 @@
 """From logits to probabilities, and from probabilities to a token: one way for every decoder.
 
 The filters are those of Hugging Face's `generate`, in its order: repetition penalty, temperature, top-k,
-top-p, min-p; equal to it logit for logit.
+top-p, min-p, typical; equal to it logit for logit.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ def to_probs(
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
+    typical_p: float | None = None,
     repetition_penalty: float = 1.0,
     seen: Tensor | None = None,
 ) -> Tensor:
@@ -48,7 +49,7 @@ def to_probs(
     >>> to_probs(logits, temperature=0)
     tensor([1., 0., 0.])
     """
-    return Filters(temperature, top_k, top_p, min_p, repetition_penalty).probs(logits, seen)
+    return Filters(temperature, top_k, top_p, min_p, typical_p, repetition_penalty).probs(logits, seen)
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class Filters:
     """Keep the fewest, likeliest tokens that hold this much of the probability."""
     min_p: float | None = None
     """Keep tokens with at least this share of the likeliest token's probability."""
+    typical_p: float | None = None
+    """Keep the fewest tokens, of those about as surprising as is usual here, that hold this much."""
     repetition_penalty: float = 1.0
     """Divides positive logits and multiplies negative ones of tokens in the prompt or generated before."""
 
@@ -78,7 +81,7 @@ class Filters:
             raise _refusal("repetition_penalty", penalty, "a finite number above 0; 1 changes nothing")
         if self.top_k is not None and not (_is_number(self.top_k, Integral) and self.top_k >= 1):
             raise _refusal("top_k", self.top_k, "an integer of at least 1, or None to keep all tokens")
-        for name in ("top_p", "min_p"):
+        for name in ("top_p", "min_p", "typical_p"):
             share = getattr(self, name)
             if share is not None and not (_is_number(share) and 0 <= share <= 1):
                 raise _refusal(name, share, "a number from 0 to 1, or None to keep all tokens")
@@ -133,6 +136,8 @@ class Filters:
             values[keep_top_p] = self.top_p
         if self.min_p:
             values[keep_min_p] = self.min_p
+        if self.typical_p is not None and self.typical_p < 1:
+            values[keep_typical] = self.typical_p
         return values
 
 
@@ -206,7 +211,28 @@ def keep_min_p(logits: Tensor, p: float | Tensor) -> Tensor:
     return logits.masked_fill(probs < p * probs.amax(-1, keepdim=True), -math.inf)
 
 
-PASSES: tuple[Pass, ...] = (cool, keep_top_k, keep_top_p, keep_min_p)
+def keep_typical(logits: Tensor, p: float | Tensor) -> Tensor:
+    """Drop (-inf) all but the most typical tokens, as few as together hold `p` of the probability.
+
+    A token is typical whose surprise, -log of its probability, is near the mean surprise, the entropy: where
+    all is open, not even the likeliest token need be. `p` is one number, or one for each row, (..., 1).
+    Source: Meister et al., "Locally Typical Sampling", TACL 2023.
+
+    >>> keep_typical(torch.tensor([0.4, 0.15, 0.15, 0.15, 0.15]).log(), 0.5).exp()
+    tensor([0.0000, 0.1500, 0.1500, 0.1500, 0.1500])
+    """
+    logprobs = logits.log_softmax(-1)
+    probs = logprobs.exp()
+    entropy = -(probs * logprobs).nansum(-1, keepdim=True)
+    distances = (-logprobs - entropy).abs()
+    rising, order = distances.sort(-1)
+    held = probs.gather(-1, order).cumsum(-1)
+    p = p.to(held) if isinstance(p, Tensor) else p
+    last = (held < p).sum(-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
+    return logits.masked_fill(distances > rising.gather(-1, last), -math.inf)
+
+
+PASSES: tuple[Pass, ...] = (cool, keep_top_k, keep_top_p, keep_min_p, keep_typical)
 """In Hugging Face's order."""
 
 

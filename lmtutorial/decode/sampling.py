@@ -63,6 +63,7 @@ def sample(
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
+    typical_p: float | None = None,
     repetition_penalty: float = 1.0,
     eos: int | Collection[int] | None = None,
     seed: int | None = None,
@@ -95,7 +96,7 @@ def sample(
     >>> len(first.tokens), first.finished, first.tokens == second.tokens
     (6, False, False)
     """
-    filters = Filters(temperature, top_k, top_p, min_p, repetition_penalty)
+    filters = Filters(temperature, top_k, top_p, min_p, typical_p, repetition_penalty)
     ids = check_prompts(model, prompts, max_new_tokens)
     ends = check_eos(model, eos)
     seed = check_seed(seed)
@@ -119,6 +120,7 @@ def stream(
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
+    typical_p: float | None = None,
     repetition_penalty: float = 1.0,
     eos: int | Collection[int] | None = None,
     seed: int | None = None,
@@ -137,7 +139,7 @@ def stream(
     2
     3
     """
-    filters = Filters(temperature, top_k, top_p, min_p, repetition_penalty)
+    filters = Filters(temperature, top_k, top_p, min_p, typical_p, repetition_penalty)
     ids = check_prompts(model, [prompt], max_new_tokens)
     ends = check_eos(model, eos)
     rows = Rows(allowed, 1, ends) if allowed else None

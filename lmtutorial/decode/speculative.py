@@ -66,6 +66,7 @@ def speculative(
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
+    typical_p: float | None = None,
     eos: int | Collection[int] | None = None,
     seed: int | None = None,
     report: Speculation | None = None,
@@ -94,7 +95,7 @@ def speculative(
     >>> text.tokens
     [1, 2, 3, 0, 1]
     """
-    filters = Filters(temperature, top_k, top_p, min_p)
+    filters = Filters(temperature, top_k, top_p, min_p, typical_p)
     ids = check_prompts(model, prompts, max_new_tokens)
     ends = check_eos(model, eos)
     seed = check_seed(seed)

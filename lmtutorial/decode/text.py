@@ -69,6 +69,7 @@ def stream_text(
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
+    typical_p: float | None = None,
     repetition_penalty: float = 1.0,
     eos: int | Collection[int] | None = None,
     seed: int | None = None,
@@ -90,7 +91,7 @@ def stream_text(
     text = TextStream(tokenizer, stop)
     tokens = stream(
         model, ids, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-        repetition_penalty=repetition_penalty, eos=eos, seed=seed,
+        typical_p=typical_p, repetition_penalty=repetition_penalty, eos=eos, seed=seed,
     )  # fmt: skip
     return _pieces(tokens, text)
 
