@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -75,6 +76,18 @@ def cpu_multiplies_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 itself: AMX (Intel, 2023) or AVX512-BF16 (AMD, 2022)."""
     names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # some torch versions lack one
     return any(getattr(torch.cpu, name, bool)() for name in names)
+
+
+@cache
+def cpu_computes_lstm_in_bfloat16() -> bool:
+    """Whether torch's LSTM runs in bfloat16 on this CPU: on PCs its routine is for AVX-512 only."""
+    lstm = nn.LSTM(1, 1, device="meta").to_empty(device="cpu")  # draws no random numbers
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            lstm(torch.zeros(1, 1, 1))
+    except RuntimeError:
+        return False
+    return True
 
 
 @contextmanager

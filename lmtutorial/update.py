@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lmtutorial.batches import IGNORE, Batch
-from lmtutorial.devices import choose_precision
+from lmtutorial.devices import choose_precision, cpu_computes_lstm_in_bfloat16
 from lmtutorial.distributed import Processes
 from lmtutorial.losses import lm_loss
 from lmtutorial.models.cache import LanguageModel, carried
@@ -29,6 +29,7 @@ class Updater:
         self.device = cast(LanguageModel, model).device
         size = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.precision = choose_precision(config.precision, self.device, size)
+        _check_lstm(model, self.device, self.precision)
         if config.shard and self.processes.size > 1:
             shard(model, self.precision)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -86,3 +87,14 @@ class Updater:
     def _precision(self) -> torch.autocast:
         """Inside, matrix products are computed in the run's precision."""
         return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
+
+
+def _check_lstm(model: nn.Module, device: torch.device, precision: torch.dtype) -> None:
+    """Raise ValueError where the first forward would fail, and torch's own words would not tell why."""
+    if device.type != "cpu" or precision != torch.bfloat16 or cpu_computes_lstm_in_bfloat16():
+        return
+    if any(isinstance(module, nn.LSTM) for module in model.modules()):
+        raise ValueError(
+            "precision is 'bfloat16', in which torch computes no LSTM on this CPU (it lacks AVX-512); "
+            "it must be float32, or auto, which chooses"
+        )

@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lmtutorial.batches import Batch, StreamBatches, WindowBatches
 from lmtutorial.checkpoint import load_checkpoint, load_model
+from lmtutorial.devices import cpu_computes_lstm_in_bfloat16
 from lmtutorial.metrics import evaluate
 from lmtutorial.models.lstm import LSTM, LSTMConfig
 from lmtutorial.models.transformer import Transformer, TransformerConfig
@@ -101,7 +102,8 @@ def test_the_loop_is_plain_training_written_out(carry):
 @pytest.mark.parametrize(
     ("make", "stop", "precision"),
     [(streams, stop, "float32") for stop in (1, 5, 7, 9)]
-    + [(windows, 5, "float32"), (windows, 7, "float32"), (streams, 5, "bfloat16")],
+    + [(windows, 5, "float32"), (windows, 7, "float32")]
+    + [(streams, 5, "bfloat16")] * cpu_computes_lstm_in_bfloat16(),
 )
 def test_ten_steps_are_some_and_a_resume_bit_for_bit(tmp_path, make, stop, precision):
     """With dropout, a carried state, an epoch's end at step 7, and rows that straddle the seam."""
@@ -325,11 +327,24 @@ def test_lower_precision_learns_the_same_and_keeps_float32_weights(precision, mo
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
-def test_bfloat16_trains_the_lstm():
+def test_bfloat16_trains_the_lstm_or_says_before_the_first_step_that_this_cpu_cannot():
     config = TrainConfig(steps=30, learning_rate=0.02, log_every=10, precision="float32")
     expected = train(lstm(dropout=0.0), streams(), config)
-    history = train(lstm(dropout=0.0), streams(), dataclasses.replace(config, precision="bfloat16"))
-    assert history.train_loss == pytest.approx(expected.train_loss, rel=0.02)
+    config = dataclasses.replace(config, precision="bfloat16")
+    if cpu_computes_lstm_in_bfloat16():
+        history = train(lstm(dropout=0.0), streams(), config)
+        assert history.train_loss == pytest.approx(expected.train_loss, rel=0.02)
+    else:
+        with pytest.raises(ValueError, match="'bfloat16', in which torch computes no LSTM on this CPU"):
+            train(lstm(dropout=0.0), streams(), config)
+
+
+def test_a_cpu_without_lstms_in_bfloat16_refuses_them_and_no_other_model(monkeypatch):
+    monkeypatch.setattr("lmtutorial.update.cpu_computes_lstm_in_bfloat16", lambda: False)
+    config = TrainConfig(steps=2, precision="bfloat16")
+    with pytest.raises(ValueError, match="it must be float32, or auto"):
+        train(lstm(), streams(), config)
+    assert train(Bigram(), windows(), config).stopped == "steps"
 
 
 def test_float16_resumes_with_its_loss_scale(tmp_path, monkeypatch):
