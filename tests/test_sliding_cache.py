@@ -206,6 +206,17 @@ def test_speculative_with_windows_equals_greedy(model, draft, prompts, lookahead
         assert tokens_of(speculative(model, drafter, prompts, 25, lookahead=lookahead)) == wanted
 
 
+def test_a_draft_with_a_window_takes_back_as_many_proposals_as_its_cache_allows_and_no_more():
+    model, draft, prompt = MODELS[20], MODELS[3], [[1, 2], [3]]
+    wanted = tokens_of(greedy(model, prompt, 50))
+    assert tokens_of(speculative(model, draft, prompt, 50, lookahead=SLACK + 1)) == wanted
+    with pytest.raises(ValueError, match=r"lookahead is 34; .* cannot take back more than 33 proposals"):
+        speculative(model, draft, prompt, 50, lookahead=SLACK + 2)
+    assert tokens_of(speculative(draft, PromptLookup(), prompt, 50, lookahead=45)) == tokens_of(
+        greedy(draft, prompt, 50)
+    )
+
+
 @any_slack
 @settings(max_examples=6, deadline=None)
 @given(models, prompts, seeds)

@@ -41,10 +41,21 @@ class ModelProposer:
     """A language model that drafts: it writes as the target would, with the same filters."""
 
     def __init__(
-        self, model: LanguageModel, prompts: list[list[int]], max_len: int, filters: Filters
+        self,
+        model: LanguageModel,
+        prompts: list[list[int]],
+        max_len: int,
+        lookahead: int,
+        filters: Filters,
     ) -> None:
         self.model, self.filters, self.max_len = model, filters, max_len
         self.cache = model.new_cache(len(prompts), max_len)
+        slack = getattr(self.cache, "slack", None)
+        if slack is not None and lookahead > slack + 1:
+            raise ValueError(
+                f"lookahead is {lookahead}; a draft with a window cannot take back more "
+                f"than {slack + 1} proposals"
+            )
         self.longest: int | None = max(map(len, prompts))  # until the prompts are read
         self.is_nan = torch.zeros((), dtype=torch.bool, device=model.device)
         self.rows_B1 = torch.arange(len(prompts), device=model.device)[:, None]

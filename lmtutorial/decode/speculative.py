@@ -85,8 +85,9 @@ def speculative(
     A text depends on its own prompt only, as in `sample`, but uses its noise in another way: at the same seed
     the texts of the two differ. What `sample` says of errors, modes and gradients holds here too.
 
-    Raises also ValueError for vocabularies of different sizes, a lookahead below 1, a prompt that with
-    `max_new_tokens` does not fit the draft's context, and logits of the draft that are NaN.
+    Raises also ValueError for vocabularies of different sizes, a lookahead below 1 or beyond what a draft
+    with a window can take back, a prompt that with `max_new_tokens` does not fit the draft's context, and
+    logits of the draft that are NaN.
 
     >>> from lmtutorial.models.ngram import NGram
     >>> from lmtutorial.decode.guesses import PromptLookup
@@ -110,7 +111,7 @@ def speculative(
         if isinstance(draft, Guesser):
             proposer = GuessProposer(draft, len(ids))
         else:
-            proposer = ModelProposer(draft, ids, texts.max_len, filters)
+            proposer = ModelProposer(draft, ids, texts.max_len, lookahead, filters)
         noise_BN3 = _noise(filters, ids, max_new_tokens + lookahead + 1, seed).to(model.device)
         rounds: list[_Round] = []
         patience = _patience(model.device)

@@ -42,6 +42,7 @@ class SlidingKVCache(KVCache):
             raise ValueError(f"a sliding cache needs window >= 1 and slack >= 0, got {window} and {slack}")
         super().__init__(layers, batch, kv_heads, min(max_len, window + slack), size, like=like)
         self.ring, self._max_len, self._window = self.keys.shape[3], max_len, window
+        self.slack = slack
         self._time = 0  # how many tokens wait in front of the ring
         self._begins = torch.full_like(self.lengths, max_len)  # the position of the first of them, if any
         self._forgotten = torch.zeros_like(self.lengths)  # how many tokens of a row were overwritten
