@@ -192,7 +192,9 @@ def _generate(command: Generate) -> int:
     model, tokenizer = load(command.checkpoint)
     prompt = tokenizer.encode(command.prompt)
     room = command.max_new_tokens if model.context is None else max(0, model.context - len(prompt))
-    n = min(command.samples, decoding.width) if decoding.decoder == "beam" else command.samples
+    n = command.samples
+    if decoding.decoder == "beam" and "samples" not in _given(command):
+        n = min(n, decoding.width)
     report = Speculation()
     texts = decoding.write(
         model, tokenizer, prompt, min(command.max_new_tokens, room), n,
@@ -218,7 +220,7 @@ def _serve(command: Serve) -> int:
         ) from None
     load = _loader(command)
     model, tokenizer = load(command.checkpoint)
-    max_len = command.max_len or model.context or 1024
+    max_len = (model.context or 1024) if command.max_len is None else command.max_len
     engine = Engine(
         model, command.rows, max_len=max_len, queue=command.queue, keep=command.keep, tokenizer=tokenizer
     )

@@ -26,6 +26,9 @@ T = TypeVar("T")
 Some = Annotated[list[T], Field(min_length=1)]
 PROMPTS = "it must be a string, a list of strings, a list of token ids, or a list of such lists"
 
+MOST_SIMULATIONS = 1024
+"""Before each token of a tree search: between two tokens a search that needs no model cannot be stopped."""
+
 LEAST = -9999.0
 """Stands for a log-probability of minus infinity, which JSON cannot write."""
 
@@ -76,7 +79,7 @@ class Completion(BaseModel):
     width: int = Field(4, ge=1)
     length_penalty: float = 1.0
     tries: int = Field(16, ge=1)
-    simulations: int = Field(64, ge=1)
+    simulations: int = Field(64, ge=1, le=MOST_SIMULATIONS)
     lookahead: int = Field(4, ge=1)
     user: str = ""
 
@@ -189,7 +192,12 @@ class Writer:
         }  # fmt: skip
 
     def _token(self, token: int) -> str:
-        """A token as text; one that is a part of a character as OpenAI writes it, "bytes:\\xe2"."""
+        """A token as text; one that is a part of a character as OpenAI writes it, "bytes:\\xe2".
+
+        A model may have more ids than its tokenizer: padding.
+        """
+        if token >= self._tokenizer.vocab_size:
+            return f"<{token}>"
         piece = self._tokenizer.decode_bytes([token], specials=True)
         try:
             return piece.decode()

@@ -74,6 +74,10 @@ class Decoding:
     seed: int | None = None
     """The same seed writes the same texts. None: new ones each time."""
 
+    def __post_init__(self) -> None:
+        if self.decoder not in OPTIONS:
+            raise ValueError(f"decoder is {self.decoder!r}; it must be one of {', '.join(OPTIONS)}")
+
     def check(self, given: Iterable[str]) -> None:
         """Raise ValueError if an option that was `given` has no use for this decoder."""
         for name in sorted(given):
@@ -97,11 +101,13 @@ class Decoding:
         draft: Draft | None = None,
         reward: Reward | None = None,
         report: Speculation | None = None,
+        on_step: Callable[[], None] = lambda: None,
     ) -> list[Generation]:
         """`n` texts after the prompt, of a beam search the `n` best; the end of text ends them.
 
-        `draft` is for "speculative", by default `PromptLookup()`; `reward` for "best_of" and "mcts". Raises
-        ValueError where a reward is missing, and what the decoder's function raises.
+        `draft` is for "speculative", by default `PromptLookup()`; `reward` for "best_of" and "mcts", which
+        calls `on_step` before it commits a token. Raises ValueError where a reward is missing, and what the
+        decoder's function raises.
         """
         prompts, eos = [list(prompt)] * n, tokenizer.eos
         filters = {name: getattr(self, name) for name in FILTERS}
@@ -136,11 +142,16 @@ class Decoding:
         return mcts(
             model, prompts, max_new_tokens, reward=rate, simulations=self.simulations, rollout="sample",
             temperature=self.temperature, top_k=self.top_k, eos=eos, seed=self.seed,
+            on_step=lambda _: on_step(),
         )  # fmt: skip
 
     def _allowed(self, tokenizer: Tokenizer) -> Matching | None:
+        if self.match is None:
+            return None
         try:
-            return None if self.match is None else Matching(self.match, tokenizer)
+            matching = Matching(self.match, tokenizer)
+            matching([])  # raises where no token can begin a match
+            return matching
         except ValueError as error:
             raise ValueError(f"match: {error}") from error
 
@@ -171,7 +182,10 @@ def read_draft(
     if name == "lookup":
         return PromptLookup()
     draft, its = load(name)
-    same = its.vocab_size == tokenizer.vocab_size
-    if not same or any(its.decode([i]) != tokenizer.decode([i]) for i in range(its.vocab_size)):
+    if _pieces(its) != _pieces(tokenizer):
         raise ValueError(f"the draft {name!r} has another tokenizer than the model; it must have the same")
     return draft
+
+
+def _pieces(tokenizer: Tokenizer) -> list[bytes]:
+    return [tokenizer.decode_bytes([token], specials=True) for token in range(tokenizer.vocab_size)]

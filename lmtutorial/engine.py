@@ -80,16 +80,26 @@ class Engine:
         self.steps = self.tokens_read = 0  # forwards of all rows; prompt tokens read in forwards of their own
         self._waiting: deque[Handle] = deque()
         self._lock = threading.Lock()  # of `_waiting`
-        self._clear_rows()
+        self._events: list[
+            Event
+        ] = []  # of this step; a step that fails leaves them to the next, or to `abort`
+        self._streamed: dict[Handle, deque[Event]] = {}
+        self._empty_rows()
+        self._clear_cache()
 
-    def _clear_rows(self) -> None:
+    def _empty_rows(self) -> None:
+        self._texts: list[Handle | None] = [None] * self.rows
+        self._free = list(reversed(range(self.rows)))
+
+    def _clear_cache(self) -> None:
         rows, device = self.rows, self.model.device
-        self._texts: list[Handle | None] = [None] * rows
-        self._free = list(reversed(range(rows)))
+        self._failed = True  # until all is there
+        vars(self).pop("_cache", None)  # lets go of the old memory before the new is taken
         self._cache = self.model.new_cache(rows, self.max_len)
         self._sampler = RowSampler(rows, self.model.vocab_size, self.max_len, device)
         self._tokens_R1 = torch.zeros(rows, 1, dtype=torch.int64, device=device)  # to be read next
         self._taken_R = torch.zeros(rows, dtype=torch.int64, device=device)
+        self._failed = False
 
     @property
     def running(self) -> int:
@@ -115,12 +125,18 @@ class Engine:
         return self._enqueue(check_request(request, self.model, self.max_len, self.tokenizer))
 
     def step(self) -> list[Event]:
-        """Admit what waits, write one token of every text, retire what has ended: the events of all that."""
+        """Admit what waits, write one token of every text, retire what has ended: the events of all that.
+
+        Raises what the model raises; then `abort`, or the texts on their way are in a state of no use.
+        """
         with decoding(self.model):
-            events = self._drop_cancelled() + self._admit()
+            if self._failed:
+                self._clear_cache()
+            self._drop_cancelled()
+            self._admit()
             if self.running:
-                events += self._advance()
-        return events
+                self._advance()
+        return self._take_events()
 
     def run(self) -> None:
         """Step until nothing is left to do."""
@@ -142,21 +158,46 @@ class Engine:
         return [handle.result() for handle in handles]
 
     def stream(self, request: Request) -> Iterator[Event]:
-        """The events of one request, each as soon as it is there; other texts advance along with it."""
+        """The events of one request, each as soon as it is there; other texts advance along with it.
+
+        Raises what `submit` does, at once.
+        """
         handle = self.submit(request)
+        self._streamed[handle] = deque()
+        return self._follow(handle)
+
+    def _follow(self, handle: Handle) -> Iterator[Event]:
+        events = self._streamed[handle]  # also those of steps that others have asked for
         try:
-            while handle.finish is None:
-                yield from (event for event in self.step() if event.handle is handle)
+            while events or handle.finish is None:
+                if not events:
+                    self.step()
+                while events:
+                    yield events.popleft()
         finally:
             handle.cancel()
+            del self._streamed[handle]
 
     def abort(self, error: Exception) -> list[Event]:
-        """End all requests with this error: where a forward has failed, or time is up."""
+        """End all requests with this error, where a step has failed, or time is up: their last events."""
         with self._lock:
             handles = [text for text in self._texts if text] + list(self._waiting)
             self._waiting.clear()
-        self._clear_rows()
-        return [handle.end("error", error) for handle in handles]
+        for handle in handles:
+            if handle.finish is None:
+                self._tell(handle.end("error", error))
+        self._empty_rows()
+        self._failed = True  # the next step clears the cache: there may be no memory for it now
+        return self._take_events()
+
+    def _tell(self, event: Event) -> None:
+        self._events.append(event)
+        if event.handle in self._streamed:
+            self._streamed[event.handle].append(event)
+
+    def _take_events(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
 
     def _enqueue(self, handle: Handle) -> Handle:
         with self._lock:
@@ -165,46 +206,46 @@ class Engine:
             self._waiting.append(handle)
         return handle
 
-    def _drop_cancelled(self) -> list[Event]:
+    def _drop_cancelled(self) -> None:
         with self._lock:
             dropped = [handle for handle in self._waiting if handle.cancelled]
             for handle in dropped:
                 self._waiting.remove(handle)
-        events = [handle.end("cancelled") for handle in dropped]
+        for handle in dropped:
+            self._tell(handle.end("cancelled"))
         for row, text in enumerate(self._texts):
             if text is not None and text.cancelled:
-                events.append(text.end("cancelled"))
+                self._tell(text.end("cancelled"))
                 self._retire(row)
-        return events
 
-    def _admit(self) -> list[Event]:
+    def _admit(self) -> None:
         """Give the free rows to those that wait longest, and read their prompts but for the last token."""
+        seats: dict[int, Handle] = {}
         with self._lock:
-            new = [self._waiting.popleft() for _ in range(min(len(self._waiting), len(self._free)))]
-        events = [text.end("length") for text in new if not text.request.max_new_tokens]
-        new = [text for text in new if text.request.max_new_tokens]
-        while new:
-            texts = [text.prompt[:-1] for text in new]
-            chosen = self.prefixes.alike(texts, READ_AT_ONCE)
-            group = [new[i] for i in chosen]
-            new = [text for i, text in enumerate(new) if i not in chosen]
-            rows = [self._free.pop() for _ in group]
-            for row, text in zip(rows, group, strict=True):
-                self._texts[row] = text
+            for _ in range(min(len(self._waiting), len(self._free))):
+                text = self._waiting.popleft()
+                if text.request.max_new_tokens:
+                    row = self._free.pop()
+                    self._texts[row] = seats[row] = text
+                else:
+                    self._tell(text.end("length"))
+        while seats:
+            texts = [text.prompt[:-1] for text in seats.values()]
+            rows = [list(seats)[i] for i in self.prefixes.alike(texts, READ_AT_ONCE)]
+            group = {row: seats.pop(row) for row in rows}
             try:
-                self._seat(rows, group)
+                self._seat(group)
             except Exception as error:  # out of memory, say: what is on its way is in another cache
-                events += [text.end("error", error) for text in group]
-                for row in rows:
+                for row, text in group.items():
+                    self._tell(text.end("error", error))
                     self._retire(row)
-        return events
 
-    def _seat(self, rows: list[int], group: list[Handle]) -> None:
+    def _seat(self, group: dict[int, Handle]) -> None:
         """Read the prompts of some texts into their rows, and set up what the steps need."""
-        pieces, read = self.prefixes.read(self.model, [text.prompt[:-1] for text in group])
-        self._cache.copy_in(pieces, rows)
+        pieces, read = self.prefixes.read(self.model, [text.prompt[:-1] for text in group.values()])
+        self._cache.copy_in(pieces, list(group))
         self.tokens_read += read
-        for row, text in zip(rows, group, strict=True):
+        for row, text in group.items():
             request = text.request
             self._sampler.take(
                 row, text.prompt, request.max_new_tokens, request.filters, text.seed, request.copy
@@ -212,7 +253,7 @@ class Engine:
             self._tokens_R1[row] = text.prompt[-1]
             self._taken_R[row] = 1
 
-    def _advance(self) -> list[Event]:
+    def _advance(self) -> None:
         """One forward of all rows: a token for every text."""
         self._cache.truncate(self._cache.lengths * self._taken_R)  # free rows read on the spot
         logits_RV = self.model(self._tokens_R1, self._cache)[:, -1]
@@ -222,7 +263,6 @@ class Engine:
         logprobs_RV = logits_RV.log_softmax(-1, dtype=torch.promote_types(logits_RV.dtype, torch.float32))
         logprobs_R = logprobs_RV.gather(1, self._tokens_R1).squeeze(1)
         likeliest = self._likeliest(logprobs_RV)
-        events = []
         for row, (token, logprob) in enumerate(zip(tokens_R.tolist(), logprobs_R.tolist(), strict=True)):
             text = self._texts[row]
             if text is not None:
@@ -230,10 +270,9 @@ class Engine:
                     event = text.add(token, logprob, likeliest[row][: text.request.top_logprobs])
                 except Exception as error:  # its own, and no other's
                     event = text.end("error", error)
-                events.append(event)
+                self._tell(event)
                 if event.finish:
                     self._retire(row)
-        return events
 
     def _likeliest(self, logprobs_RV: Tensor) -> list[Top]:
         """As many of the likeliest tokens of each row as any text wants to know."""

@@ -67,7 +67,7 @@ class EngineThread:
         Raises Busy if the queue has no room for all of them, or the thread is about to end; what
         `Engine.submit` raises for a request that cannot be.
         """
-        if self._closing:
+        if self._closing or not self.alive:
             raise Busy("the server is shutting down")
         if len(requests) > self.engine.room:
             raise Busy(f"{len(requests)} more requests do not fit into the queue; try again in a moment")

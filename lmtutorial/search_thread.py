@@ -18,8 +18,10 @@ from lmtutorial.request import Busy, Event, Handle, Request, check_request
 
 Lend = Callable[[LanguageModel], LanguageModel]
 """From a model to one that computes the same, in turns with the engine's steps."""
-Search = Callable[[Lend], list[Generation]]
-"""Decodes with models that it has been lent: a text for each request."""
+GoOn = Callable[[], None]
+"""Raises where a search should end. A lent model calls it; what takes long without one must do so itself."""
+Search = Callable[[Lend, GoOn], list[Generation]]
+"""Decodes with models that it has been lent."""
 
 
 class SearchThread:
@@ -36,23 +38,28 @@ class SearchThread:
         self._pool = ThreadPoolExecutor(1, "search")
         self._time_is_up = False
 
-    async def submit(self, requests: Sequence[Request], search: Search) -> Answers:
-        """Queue a search for the texts of some requests; each is answered by one event, at its end.
+    async def submit(self, requests: Sequence[Request], searches: Sequence[Search]) -> Answers:
+        """Queue searches that together write a text for each request, answered by one event, at their end.
 
         Raises ValueError or TypeError, before anything is queued, for a request that cannot be and for what
         the search's decoder refuses; Busy where no more texts can wait.
         """
         engine = self._engine.engine
         handles = [check_request(r, engine.model, engine.max_len, engine.tokenizer) for r in requests]
-        await asyncio.to_thread(_try_arguments, search)
-        if self.pending + len(handles) > self.queue:
-            raise Busy(f"{self.pending} texts are being searched for; try again in a moment")
+        self._check_room(len(handles))
+        for search in searches:
+            await asyncio.to_thread(_try_arguments, search)
+        self._check_room(len(handles))  # others may have come meanwhile
         answers = Answers(wake=lambda: None)
         answers.handles += handles
         self.pending += len(handles)
         loop = asyncio.get_running_loop()
-        self._pool.submit(self._run, search, answers, loop)
+        self._pool.submit(self._run, searches, answers, loop)
         return answers
+
+    def _check_room(self, texts: int) -> None:
+        if self.pending + texts > self.queue:
+            raise Busy(f"{self.pending} texts are being searched for; try again in a moment")
 
     def abort(self) -> None:
         """End all searches with an error, soon."""
@@ -62,7 +69,7 @@ class SearchThread:
         """Finish what was submitted, and end the thread."""
         await asyncio.to_thread(self._pool.shutdown)
 
-    def _run(self, search: Search, answers: Answers, loop: asyncio.AbstractEventLoop) -> None:
+    def _run(self, searches: Sequence[Search], answers: Answers, loop: asyncio.AbstractEventLoop) -> None:
         def go_on() -> None:
             if self._time_is_up:
                 raise RuntimeError("the server is shutting down")
@@ -70,13 +77,16 @@ class SearchThread:
                 raise _Cancelled
 
         try:
-            go_on()
-            texts = search(lambda model: _Lent(model, self._engine.turns, go_on))
+            texts = []
+            for search in searches:
+                go_on()
+                texts += search(lambda model: _Lent(model, self._engine.turns, go_on), go_on)
             events = [_written(handle, text) for handle, text in zip(answers.handles, texts, strict=True)]
         except _Cancelled:
             events = [handle.end("cancelled") for handle in answers.handles]
-        except Exception as error:  # its own, and no other's
-            events = [handle.end("error", error) for handle in answers.handles]
+        except BaseException as error:  # its own, and no other's; a reward may even raise SystemExit
+            failure = error if isinstance(error, Exception) else RuntimeError(repr(error))
+            events = [handle.end("error", failure) for handle in answers.handles]
 
         def deliver() -> None:
             self.pending -= len(events)
@@ -89,7 +99,7 @@ class SearchThread:
 class _Lent:
     """A model whose forwards wait for their turn; `before` is called ahead of each, and may raise."""
 
-    def __init__(self, model: LanguageModel, turns: Turns, before: Callable[[], None]) -> None:
+    def __init__(self, model: LanguageModel, turns: Turns, before: GoOn) -> None:
         self.vocab_size, self.context = model.vocab_size, model.context
         self.new_cache = model.new_cache
         self._model, self._turns, self._before = model, turns, before
@@ -118,8 +128,8 @@ def _try_arguments(search: Search) -> None:
     def enough() -> None:
         raise _ArgumentsAreFine
 
-    with suppress(_ArgumentsAreFine):
-        search(lambda model: _Lent(model, Turns(), enough))
+    with suppress(_ArgumentsAreFine, MemoryError, RuntimeError):  # no memory now: there may be in its turn
+        search(lambda model: _Lent(model, Turns(), enough), lambda: None)
 
 
 def _written(handle: Handle, text: Generation) -> Event:

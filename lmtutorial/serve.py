@@ -37,7 +37,7 @@ from lmtutorial.decoders import Decoding, Draft, Reward
 from lmtutorial.engine import Engine
 from lmtutorial.engine_thread import Answers, EngineThread
 from lmtutorial.request import Busy
-from lmtutorial.search_thread import Lend, Search, SearchThread
+from lmtutorial.search_thread import GoOn, Lend, Search, SearchThread
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,8 @@ class Server:
     Of the decoders that a request may name, "best_of" and "mcts" find texts that `reward` likes, and what
     "speculative" writes is proposed by `draft`, by default `PromptLookup()`.
 
-    Raises OSError for an address that is taken, ValueError for an engine without a tokenizer.
+    Raises OSError for an address that is taken, ValueError for a port that is none and for an engine
+    without a tokenizer.
     """
 
     def __init__(
@@ -135,6 +136,8 @@ class Server:
     ) -> None:
         if engine.tokenizer is None:
             raise ValueError("a server needs an engine with a tokenizer: Engine(model, tokenizer=...)")
+        if not 0 <= port <= 65535:
+            raise ValueError(f"port is {port}; it must be from 0 to 65535")
         if max_body < 1 or not 0 <= grace < math.inf:
             raise ValueError(f"max_body is {max_body} and grace {grace}; they must be at least 1 and 0")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -178,9 +181,13 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         loop = asyncio.get_running_loop()
         late = [loop.call_later(self._grace, abort) for abort in self._aborts]
-        await super().shutdown(sockets)
-        for timer in late:
-            timer.cancel()
+        try:
+            await super().shutdown(sockets)
+        finally:  # also where it is forced to end: a thread that goes on would hold up the process
+            for timer in late:
+                timer.cancel()
+            for abort in self._aborts:
+                abort()
 
 
 def _model(name: str) -> dict[str, Any]:
@@ -217,6 +224,9 @@ async def _ask(writers: Writers, asked: Completion) -> tuple[Answers, Writer]:
         prompts = await asyncio.to_thread(asked.prompts, engine.tokenizer)  # slow, where the text is long
     except ValueError as error:
         raise ApiError(400, str(error), "prompt") from None
+    unknown = [token for prompt in prompts for token in prompt if token >= engine.tokenizer.vocab_size]
+    if asked.echo and unknown:
+        raise ApiError(400, f"echo: the token {unknown[0]} of the prompt is no text", "echo")
     if len(prompts) * asked.n > engine.queue:
         texts = f"{len(prompts) * asked.n} texts are more than the {engine.queue} that can wait at once"
         raise ApiError(400, texts, "n" if len(prompts) <= engine.queue else "prompt")
@@ -225,7 +235,8 @@ async def _ask(writers: Writers, asked: Completion) -> tuple[Answers, Writer]:
         if asked.stepwise:
             answers = writers.engine.submit(requests)
         else:
-            answers = await writers.searches.submit(requests, _search(writers, asked, decoding, prompts))
+            searches = [_search(writers, asked, decoding, prompt) for prompt in prompts]
+            answers = await writers.searches.submit(requests, searches)
     except Busy as error:
         raise ApiError(429, str(error), code="busy") from None
     except (ValueError, TypeError) as error:
@@ -235,28 +246,25 @@ async def _ask(writers: Writers, asked: Completion) -> tuple[Answers, Writer]:
     return answers, Writer(asked, prompts, engine.tokenizer)
 
 
-def _search(writers: Writers, asked: Completion, decoding: Decoding, prompts: list[list[int]]) -> Search:
-    """The texts that are asked for, by a decoder that writes them whole."""
+def _search(writers: Writers, asked: Completion, decoding: Decoding, prompt: list[int]) -> Search:
+    """The texts that are asked for after a prompt, by a decoder that writes them whole."""
     engine = writers.engine.engine
     rows = decoding.rows(asked.n)
     if rows > engine.rows:
         raise ValueError(f"decoder is {decoding.decoder!r}; it would take {rows} rows of {engine.rows}")
 
-    def search(lend: Lend) -> list[Generation]:
+    def search(lend: Lend, go_on: GoOn) -> list[Generation]:
         assert engine.tokenizer is not None
         draft = writers.draft
         if draft is not None and not isinstance(draft, Guesser):
             draft = lend(draft)
-        found: list[Generation] = []
-        for prompt in prompts:
-            texts = decoding.write(
-                lend(engine.model), engine.tokenizer, prompt, asked.max_tokens, asked.n,
-                draft=draft, reward=writers.reward,
-            )  # fmt: skip
-            if len(texts) < asked.n:
-                raise ApiError(400, f"n is {asked.n}; there are only {len(texts)} texts", "n")
-            found += texts
-        return found
+        texts = decoding.write(
+            lend(engine.model), engine.tokenizer, prompt, asked.max_tokens, asked.n,
+            draft=draft, reward=writers.reward, on_step=go_on,
+        )  # fmt: skip
+        if len(texts) < asked.n:
+            raise ApiError(400, f"n is {asked.n}; there are only {len(texts)} texts", "n")
+        return texts
 
     return search
 

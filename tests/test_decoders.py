@@ -100,3 +100,24 @@ def test_bad_rewards_and_drafts_are_named(tmp_path):
     other = CharTokenizer.train("zyx" + TEXT)
     with pytest.raises(ValueError, match="'other' has another tokenizer than the model"):
         read_draft("other", TOKENIZER, lambda name: (MODEL, other))
+    two = [CharTokenizer("ab", specials=specials) for specials in (["<a>", "<b>"], ["<b>", "<a>"])]
+    with pytest.raises(ValueError, match="another tokenizer"):
+        read_draft("other", two[0], lambda name: (MODEL, two[1]))
+
+
+def test_a_decoder_that_is_none_is_refused_with_those_that_are():
+    with pytest.raises(ValueError, match="decoder is 'magic'; it must be one of sample, best_of, beam"):
+        Decoding("magic")
+
+
+def test_a_tree_search_calls_before_each_token():
+    steps = []
+    Decoding("mcts", simulations=4).write(
+        MODEL, TOKENIZER, PROMPT, 6, reward=len, on_step=lambda: steps.append(None)
+    )
+    assert 1 <= len(steps) <= 6
+
+
+def test_a_pattern_that_no_token_begins_is_refused():
+    with pytest.raises(ValueError, match=r"match: no token of this vocabulary continues b''"):
+        write("sample", match="é+")

@@ -1,6 +1,7 @@
 """Whatever comes, goes, fails or waits beside it, every text is the one that `sample` writes alone."""
 
 import collections
+from itertools import islice
 
 import pytest
 import torch
@@ -352,6 +353,68 @@ def test_after_a_step_that_failed_all_can_be_ended_and_the_engine_goes_on():
     assert not engine.busy
     model.tired = False
     check(engine.generate([Request([1, 2], 4, seed=0)])[0], alone(HistoryModel(), Request([1, 2], 4, seed=0)))
+
+
+def test_no_event_is_lost_where_a_step_fails():
+    model = Failing()
+    engine = Engine(model, rows=3, max_len=MAX_LEN)
+    running = engine.submit(Request([1], 4, seed=0))
+    engine.step()
+    unread, empty = engine.submit(Request([2, 5, 1], 4)), engine.submit(Request([1], 0))
+    model.tired = True
+    with pytest.raises(MemoryError) as failure:
+        engine.step()
+    events = engine.abort(failure.value)
+    assert [(event.handle, event.finish) for event in events] == [
+        (empty, "length"), (unread, "error"), (running, "error"),
+    ]  # fmt: skip
+    assert engine.abort(failure.value) == []
+
+
+def test_where_there_is_no_memory_for_a_cache_all_is_ended_and_the_engine_goes_on_once_there_is():
+    class Full(Failing):
+        def new_cache(self, batch, max_len):
+            if self.tired:
+                raise MemoryError("no memory is left for a cache")
+            return super().new_cache(batch, max_len)
+
+    model, wanted = Full(), Request([1, 2], 4, seed=0)
+    engine = Engine(model, rows=2, max_len=MAX_LEN)
+    handles = [engine.submit(wanted)]
+    engine.step()
+    model.tired = True
+    for _ in range(2):
+        with pytest.raises(MemoryError) as failure:
+            engine.step()
+        assert [event.handle for event in engine.abort(failure.value)] == handles
+        handles = [engine.submit(wanted) for _ in range(3)]
+    model.tired = False
+    engine.run()
+    for handle in handles:
+        check(handle.result(), alone(HistoryModel(), wanted))
+
+
+def test_a_top_k_beyond_all_numbers_keeps_all_tokens_and_harms_no_neighbor():
+    model = HistoryModel()
+    requests = [Request([1], 6, Filters(top_k=k), seed=k % 7) for k in (2**63, 3, 10**30)]
+    for text, request in zip(
+        Engine(model, rows=3, max_len=MAX_LEN).generate(requests), requests, strict=True
+    ):
+        check(text, alone(model, request))
+
+
+def test_streams_side_by_side_yield_all_their_tokens():
+    model = HistoryModel()
+    engine = Engine(model, rows=2, max_len=MAX_LEN)
+    requests = [Request([first], 3 + 2 * first, seed=first) for first in (1, 2, 3)]
+    streams, seen = [engine.stream(request) for request in requests], [[], [], []]
+    engine.step()  # whoever else steps the engine takes nothing from them
+    for _ in range(9):
+        for stream, tokens in zip(streams, seen, strict=True):
+            tokens += [event.token for event in islice(stream, 1)]
+    assert seen == [alone(model, request).tokens for request in requests]
+    with pytest.raises(ValueError, match="prompt 0 is empty"):
+        engine.stream(Request([], 3))  # at once
 
 
 def test_a_token_that_the_tokenizer_does_not_know_ends_its_own_text_only():

@@ -48,15 +48,24 @@ class Troubled:
     """The model, slowly; or not at all, while it is told to fail."""
 
     def __init__(self, seconds=0.0):
-        self.seconds, self.fails = seconds, False
+        self.seconds, self.fails, self.called = seconds, False, time.monotonic()
         self.vocab_size, self.context, self.device = MODEL.vocab_size, MODEL.context, MODEL.device
-        self.new_cache = MODEL.new_cache
+
+    def new_cache(self, batch, max_len):
+        if self.fails:
+            raise MemoryError("no memory is left for a cache")
+        return MODEL.new_cache(batch, max_len)
 
     def __call__(self, tokens, cache):
+        self.called = time.monotonic()
         time.sleep(self.seconds)
         if self.fails:
             raise MemoryError("no memory is left")
         return MODEL(tokens, cache)
+
+    def rests(self, seconds):
+        """Whether nobody has asked it for so long."""
+        return time.monotonic() - self.called > seconds
 
 
 @contextmanager
@@ -308,7 +317,10 @@ def test_each_decoder_can_be_asked_for_whole_and_as_a_stream(searching, decoder,
         ({"decoder": "mcts", "temperature": -1}, "temperature", "temperature is -1"),
         ({"decoder": "best_of", "tries": 2, "n": 3}, "decoder", "would take 6 rows of 4"),
         ({"decoder": "speculative", "max_tokens": 200}, "prompt", "over the context of 128"),
+        ({"decoder": "mcts", "simulations": 1025}, "simulations", "less than or equal to 1024"),
         ({"match": "(a"}, "match", "is no regular expression"),
+        ({"match": "z+"}, "match", "no token of this vocabulary continues"),
+        ({"match": "(" * 400 + "a" + ")" * 400}, "match", "too many groups|is no regular expression"),
         ({"decoder": "beam", "width": 4, "n": 4, "max_tokens": 1}, None, None),
     ],
 )
@@ -322,6 +334,17 @@ def test_a_search_that_cannot_be_is_refused_before_it_begins(searching, change, 
         assert (status, answer["error"]["param"]) == (400, param)
         assert re.search(message, answer["error"]["message"]), answer
     assert health(server)["searches"] == 0
+
+
+def test_each_prompt_of_a_search_is_tried_before_it_begins():
+    torch.manual_seed(0)
+    draft = Transformer(TransformerConfig(TOKENIZER.vocab_size, context=12, width=8, layers=1, heads=1))
+    with serving(draft=draft.double()) as server:
+        for prompts in (["a", "abcdabcdab"], ["abcdabcdab", "a"]):
+            body = {"model": "tiny", "prompt": prompts, "max_tokens": 9, "decoder": "speculative"}
+            status, answer = ask(server, "POST", "/v1/completions", json.dumps(body))
+            assert (status, answer["error"]["param"]) == (400, "prompt")
+            assert "over the draft's context of 12" in answer["error"]["message"]
 
 
 def test_a_server_without_a_reward_says_what_it_lacks(server):
@@ -379,6 +402,13 @@ def test_what_fails_in_a_search_fails_alone():
     def divided(text):
         return 1 / (len(text) - len(text))
 
+    def leaves(text):
+        raise SystemExit("enough")
+
+    with serving(reward=leaves) as server, connect(server) as client:
+        with pytest.raises(openai.InternalServerError, match="SystemExit"):
+            client.completions.create(model="tiny", prompt="a", extra_body={"decoder": "best_of", "tries": 2})
+        assert health(server)["searches"] == 0
     model = Troubled()
     with serving(model, reward=divided) as server, connect(server) as client:
         with pytest.raises(openai.InternalServerError, match="division by zero"):
@@ -415,6 +445,30 @@ def test_a_search_that_takes_longer_than_the_grace_is_answered_with_an_error():
         with pytest.raises(openai.APIError, match="the server is shutting down"):
             slow.result()
         assert time.monotonic() - stopped < 4
+
+
+def test_a_tree_search_that_needs_no_model_ends_when_its_client_goes_away():
+    with serving(reward=likes_a) as server:
+        body = {"model": "tiny", "prompt": "a", "max_tokens": 120, "decoder": "mcts", "top_k": 1}
+        connection = http.client.HTTPConnection("127.0.0.1", server.port)
+        connection.request("POST", "/v1/completions", json.dumps(body | {"simulations": 512}))
+        wait_until(lambda: health(server)["searches"] == 1)
+        connection.close()
+        gone = time.monotonic()
+        wait_until(lambda: health(server)["searches"] == 0)
+        assert time.monotonic() - gone < 6  # all would take half a minute
+
+
+def test_a_server_that_is_forced_to_end_ends_its_searches():
+    model = Troubled(0.02)
+    with serving(model) as server:
+        body = {"model": "tiny", "prompt": "a", "max_tokens": 120, "decoder": "beam", "width": 2}
+        connection = http.client.HTTPConnection("127.0.0.1", server.port)
+        connection.request("POST", "/v1/completions", json.dumps(body))
+        wait_until(lambda: health(server)["searches"] == 1)
+        server._server.force_exit = True  # as a second Ctrl-C does
+    connection.close()
+    wait_until(lambda: model.rests(0.3), seconds=2)
 
 
 def test_models_are_listed_and_found_by_name(client):
@@ -588,6 +642,20 @@ def test_a_forward_that_fails_is_an_error_of_those_on_their_way_only():
         )
 
 
+def test_ids_that_the_tokenizer_does_not_know_have_a_name_and_cannot_be_echoed():
+    tokenizer = CharTokenizer("abcdef", specials=["<|endoftext|>"])
+    with serving(tokenizer=tokenizer) as server:
+        body = {"model": "tiny", "prompt": "a", "max_tokens": 1, "logprobs": 12, "seed": 0}
+        status, answer = ask(server, "POST", "/v1/completions", json.dumps(body))
+        assert status == 200
+        [top] = answer["choices"][0]["logprobs"]["top_logprobs"]
+        assert {"a", "<7>", "<11>"} < set(top)
+        body = {"model": "tiny", "prompt": [1, 11], "max_tokens": 1, "echo": True}
+        status, answer = ask(server, "POST", "/v1/completions", json.dumps(body))
+        assert (status, answer["error"]["param"]) == (400, "echo")
+        assert "the token 11 of the prompt is no text" in answer["error"]["message"]
+
+
 def test_a_server_that_is_stopped_finishes_what_is_on_its_way():
     with serving(Troubled(0.02)) as server, connect(server) as client:
         chunks = client.completions.create(model="tiny", prompt="a", max_tokens=60, stream=True, seed=3)
@@ -624,6 +692,8 @@ def test_what_cannot_be_served_is_said_at_the_start(server):
         Server(Engine(MODEL, tokenizer=TOKENIZER), "tiny", port=server.port)
     with pytest.raises(ValueError, match="needs an engine with a tokenizer"):
         Server(Engine(MODEL), "tiny", port=0)
+    with pytest.raises(ValueError, match="port is 99999; it must be from 0 to 65535"):
+        Server(Engine(MODEL, tokenizer=TOKENIZER), "tiny", port=99999)
     with pytest.raises(ValueError, match="grace -1"):
         Server(Engine(MODEL, tokenizer=TOKENIZER), "tiny", port=0, grace=-1)
 

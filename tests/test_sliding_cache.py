@@ -206,15 +206,29 @@ def test_speculative_with_windows_equals_greedy(model, draft, prompts, lookahead
         assert tokens_of(speculative(model, drafter, prompts, 25, lookahead=lookahead)) == wanted
 
 
-def test_a_draft_with_a_window_takes_back_as_many_proposals_as_its_cache_allows_and_no_more():
-    model, draft, prompt = MODELS[20], MODELS[3], [[1, 2], [3]]
-    wanted = tokens_of(greedy(model, prompt, 50))
-    assert tokens_of(speculative(model, draft, prompt, 50, lookahead=SLACK + 1)) == wanted
-    with pytest.raises(ValueError, match=r"lookahead is 34; .* cannot take back more than 33 proposals"):
-        speculative(model, draft, prompt, 50, lookahead=SLACK + 2)
-    assert tokens_of(speculative(draft, PromptLookup(), prompt, 50, lookahead=45)) == tokens_of(
-        greedy(draft, prompt, 50)
-    )
+class Sudden:
+    """Guesses one token at a time, and many once a text has `length` tokens: the hardest to take back."""
+
+    vocab_size = None
+
+    def __init__(self, length):
+        self.length = length
+
+    def new_text(self):
+        return self
+
+    def guess(self, text, count):
+        return [0] * (count if len(text) >= self.length else 1)
+
+
+@pytest.mark.parametrize("length", [3, 15, 20, 24, 25, 26, 30])
+def test_a_model_with_a_window_takes_back_as_many_proposals_as_its_cache_can_and_no_more(length):
+    model, other, prompt = MODELS[3], MODELS[20], [[1, 2], [3]]
+    for target, draft in ((other, model), (model, Sudden(length)), (model, PromptLookup())):
+        wanted = tokens_of(greedy(target, prompt, 58))
+        assert tokens_of(speculative(target, draft, prompt, 58, lookahead=SLACK + 1)) == wanted
+        with pytest.raises(ValueError, match=r"lookahead is 34; .* cannot take back more than 33 proposals"):
+            speculative(target, draft, prompt, 58, lookahead=SLACK + 2)
 
 
 @any_slack

@@ -213,7 +213,10 @@ def parse(pattern: str) -> Regex:
         raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
     if parsed.state.flags & ~(re.ASCII | re.VERBOSE | re.DOTALL):
         raise ValueError(f"the pattern {pattern!r} sets flags; only (?s) and (?x) can be set")
-    return _sequence(parsed, pattern, bool(parsed.state.flags & re.DOTALL))
+    try:
+        return _sequence(parsed, pattern, bool(parsed.state.flags & re.DOTALL))
+    except RecursionError as error:
+        raise ValueError(f"the pattern {pattern!r} has too many groups in each other") from error
 
 
 def _sequence(items: Iterable[tuple[Any, Any]], pattern: str, dotall: bool) -> Regex:

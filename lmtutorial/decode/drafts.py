@@ -10,7 +10,7 @@ from torch import Tensor
 from lmtutorial.decode.guesses import Guesser
 from lmtutorial.decode.logits import Filters, draw
 from lmtutorial.decode.prompts import decoding
-from lmtutorial.models.cache import LanguageModel
+from lmtutorial.models.cache import Cache, LanguageModel
 
 
 class Proposal(NamedTuple):
@@ -50,12 +50,7 @@ class ModelProposer:
     ) -> None:
         self.model, self.filters, self.max_len = model, filters, max_len
         self.cache = model.new_cache(len(prompts), max_len)
-        slack = getattr(self.cache, "slack", None)
-        if slack is not None and lookahead > slack + 1:
-            raise ValueError(
-                f"lookahead is {lookahead}; a draft with a window cannot take back more "
-                f"than {slack + 1} proposals"
-            )
+        check_slack(self.cache, lookahead)
         self.longest: int | None = max(map(len, prompts))  # until the prompts are read
         self.is_nan = torch.zeros((), dtype=torch.bool, device=model.device)
         self.rows_B1 = torch.arange(len(prompts), device=model.device)[:, None]
@@ -100,6 +95,16 @@ class ModelProposer:
             return logits_BTV[self.rows_B1[:, 0], lengths_B - 1]
         self.cache.truncate(lengths_B - 2)
         return self.model(text_BN[self.rows_B1, lengths_B[:, None] - 2 + self.last_two], self.cache)[:, -1]
+
+
+def check_slack(cache: Cache, lookahead: int) -> None:
+    """Raise ValueError for a cache that forgets, as that of a window, if it cannot take back a round."""
+    slack = getattr(cache, "slack", None)
+    if slack is not None and lookahead > slack + 1:
+        raise ValueError(
+            f"lookahead is {lookahead}; the cache of a model with a window cannot take back more than "
+            f"{slack + 1} proposals"
+        )
 
 
 class GuessProposer:

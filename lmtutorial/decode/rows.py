@@ -85,8 +85,11 @@ class RowSampler:
         rows = self._rows([row for row, _ in values])
         if rows is None:
             return None
-        kind = torch.int64 if whole else torch.float64
-        return rows, torch.tensor([[v] for _, v in values], dtype=kind, device=self._seen_RV.device)
+        seen_RV = self._seen_RV
+        if not whole:
+            return rows, torch.tensor([[v] for _, v in values], dtype=torch.float64, device=seen_RV.device)
+        # no more than there are: a huge number may be asked for, and would not fit an int64
+        return rows, torch.tensor([[min(int(v), seen_RV.shape[1])] for _, v in values], device=seen_RV.device)
 
     def _rows(self, rows: list[int]) -> Rows | None:
         """An index for `rows`; None if there are none."""

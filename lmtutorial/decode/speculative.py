@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lmtutorial.decode.drafts import GuessProposer, ModelProposer, Proposal, Proposer
+from lmtutorial.decode.drafts import GuessProposer, ModelProposer, Proposal, Proposer, check_slack
 from lmtutorial.decode.growing import Texts
 from lmtutorial.decode.guesses import Guesser
 from lmtutorial.decode.logits import Filters, draw
@@ -85,7 +85,7 @@ def speculative(
     A text depends on its own prompt only, as in `sample`, but uses its noise in another way: at the same seed
     the texts of the two differ. What `sample` says of errors, modes and gradients holds here too.
 
-    Raises also ValueError for vocabularies of different sizes, a lookahead below 1 or beyond what a draft
+    Raises also ValueError for vocabularies of different sizes, a lookahead below 1, or beyond what a model
     with a window can take back, a prompt that with `max_new_tokens` does not fit the draft's context, and
     logits of the draft that are NaN.
 
@@ -108,6 +108,7 @@ def speculative(
     proposer: Proposer
     with decoding(model):
         texts = Texts(model, ids, max_new_tokens, lookahead, ends)
+        check_slack(texts.cache, lookahead)
         if isinstance(draft, Guesser):
             proposer = GuessProposer(draft, len(ids))
         else:
