@@ -191,13 +191,15 @@ def _generate(command: Generate) -> int:
     load = _loader(command)
     model, tokenizer = load(command.checkpoint)
     prompt = tokenizer.encode(command.prompt)
-    room = command.max_new_tokens if model.context is None else max(0, model.context - len(prompt))
+    length = command.max_new_tokens
+    if model.context is not None and len(prompt) < model.context:
+        length = min(length, model.context - len(prompt))
     n = command.samples
     if decoding.decoder == "beam" and "samples" not in _given(command):
         n = min(n, decoding.width)
     report = Speculation()
     texts = decoding.write(
-        model, tokenizer, prompt, min(command.max_new_tokens, room), n,
+        model, tokenizer, prompt, length, n,
         draft=read_draft(command.draft, tokenizer, load) if decoding.decoder == "speculative" else None,
         reward=None if command.reward is None else read_reward(command.reward),
         report=report,
@@ -268,7 +270,10 @@ def _load(checkpoint: str, device: str) -> tuple[LanguageModel, Tokenizer, Path 
     if not Path(checkpoint).exists() and ("/" not in checkpoint or checkpoint.startswith("hub:")):
         model, tokenizer, _ = load_pretrained(checkpoint, device)
         return model, tokenizer, None
-    path = find_checkpoint(checkpoint, "best", "last")
+    try:
+        path = find_checkpoint(checkpoint, "best", "last")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; train a model, or name one: --checkpoint shakespeare") from None
     beside = path.parent / "tokenizer.json"
     if not beside.is_file():
         raise FileNotFoundError(f"there is no tokenizer beside {path}: {beside} is missing")

@@ -103,7 +103,7 @@ class Evaluate:
     """Measure how well a trained model predicts a text: loss, perplexity, bits per byte."""
 
     checkpoint: str = "runs/demo"
-    """The folder of a run (its best weights are taken), a checkpoint in it, or a name: smollm2-135m."""
+    """The folder of a run (its best weights are taken), a checkpoint in it, or a name, as shakespeare."""
     split: Literal["train", "validation", "test"] = "validation"
     """Which part of the text."""
     corpus: str | None = None
@@ -117,7 +117,7 @@ class Generate:
     """Write text with a trained model."""
 
     checkpoint: str = "runs/demo"
-    """The folder of a run (its best weights are taken), a checkpoint in it, or a name: smollm2-135m."""
+    """The folder of a run (its best weights are taken), a checkpoint in it, or a name, as shakespeare."""
     prompt: str = "\n"
     """What the text begins with."""
     samples: int = 3
@@ -146,7 +146,7 @@ class Serve:
     """
 
     checkpoint: str = "runs/demo"
-    """The folder of a run (its best weights are taken), a checkpoint in it, or a name: smollm2-135m."""
+    """The folder of a run (its best weights are taken), a checkpoint in it, or a name, as shakespeare."""
     name: str | None = None
     """What clients call the model. None: the last part of `checkpoint`."""
     host: str = "127.0.0.1"

@@ -22,6 +22,13 @@ NO_EFFECT: dict[str, Any] = {
 }  # fmt: skip
 """What is in OpenAI's API and not in this one: taken with the value that changes nothing, else refused."""
 
+ELSEWHERE = {
+    "best_of": 'ask for {"decoder": "best_of", "tries": ...}',
+    "draft": "it is chosen where the server is started: serve --draft",
+    "reward": "it is chosen where the server is started: serve --reward",
+}
+"""What to do in place of giving these."""
+
 T = TypeVar("T")
 Some = Annotated[list[T], Field(min_length=1)]
 PROMPTS = "it must be a string, a list of strings, a list of token ids, or a list of such lists"
@@ -107,6 +114,7 @@ class Completion(BaseModel):
                 message = f"prompt: {PROMPTS}"
             elif first["type"] == "extra_forbidden":
                 message = f"{param} is not an argument of this server, or not with this value"
+                message = f"{message}; {ELSEWHERE[param]}" if param in ELSEWHERE else message
             raise ApiError(400, message, param) from None
 
     def prompts(self, tokenizer: Tokenizer) -> list[list[int]]:
@@ -122,10 +130,15 @@ class Completion(BaseModel):
         return self.decoder == "sample" and self.match is None
 
     def decoding(self) -> Decoding:
-        """The decoder that is asked for. Raises ApiError for an option that it has no use for."""
+        """The decoder that is asked for. Raises ApiError for an option that it has no use for.
+
+        An option with its default changes nothing, wherever it is given.
+        """
         decoding = Decoding(**{field.name: getattr(self, field.name) for field in fields(Decoding)})
+        defaults = {name: field.default for name, field in Completion.model_fields.items()}
+        given = {name for name in self.model_fields_set if getattr(self, name) != defaults[name]}
         try:
-            decoding.check(self.model_fields_set)
+            decoding.check(given)
         except ValueError as error:
             raise ApiError(400, str(error), str(error).split()[0]) from None
         return decoding

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,19 +49,19 @@ class Decoding:
     """Draw tokens; or find the likeliest text (beam), the one that a reward likes (best_of, mcts); or draw
     tokens that a draft has proposed (speculative)."""
     temperature: float = 1.0
-    """Below 1 safer, above 1 bolder, 0 always the likeliest token."""
+    """all but beam: below 1 safer, above 1 bolder, 0 always the likeliest token."""
     top_k: int | None = None
-    """Choose only among this many of the likeliest tokens."""
+    """all but beam: choose only among this many of the likeliest tokens."""
     top_p: float | None = None
-    """Choose only among the likeliest tokens that together have this probability."""
+    """sample, best_of, speculative: choose only among the likeliest tokens of this probability together."""
     min_p: float | None = None
-    """Choose only among tokens at least this share as likely as the likeliest."""
+    """sample, speculative: choose only among tokens at least this share as likely as the likeliest."""
     typical_p: float | None = None
-    """Choose only among the tokens nearest to the usual surprise that together have this probability."""
+    """sample, speculative: choose only among the tokens nearest to the usual surprise, as with top_p."""
     repetition_penalty: float = 1.0
-    """Above 1: tokens that were used already become less likely."""
+    """sample: above 1, tokens that were used already become less likely."""
     match: str | None = None
-    """A regular expression: only texts that match it, or still can, are written."""
+    """sample: a regular expression; only new text that matches it, or still can, is written."""
     width: int = 4
     """beam: how many texts are in hand at each step, at least as many as are asked for."""
     length_penalty: float = 1.0
@@ -72,7 +73,7 @@ class Decoding:
     lookahead: int = 4
     """speculative: how many tokens are proposed at a time."""
     seed: int | None = None
-    """The same seed writes the same texts. None: new ones each time."""
+    """all but beam: the same seed writes the same texts. None: new ones each time."""
 
     def __post_init__(self) -> None:
         if self.decoder not in OPTIONS:
@@ -128,11 +129,15 @@ class Decoding:
                 seed=self.seed, allowed=self._allowed(tokenizer), **filters,
             )  # fmt: skip
         if reward is None:
-            needed = "--reward FILE.py:FUNCTION, a function of the text"
+            needed = "generate or serve with --reward FILE.py:FUNCTION, a function of the text"
             raise ValueError(f"decoder is {self.decoder!r}, which needs a reward: {needed}")
 
         def rate(prompt: list[int], new: Sequence[int]) -> float:
-            return reward(tokenizer.decode([*prompt, *new]))
+            text = tokenizer.decode([*prompt, *new])
+            try:
+                return reward(text)
+            except Exception as error:
+                raise ValueError(f"the reward failed on {text!r}: {error!r}") from error
 
         if self.decoder == "best_of":
             return best_of(
@@ -157,7 +162,7 @@ class Decoding:
 
 
 def read_reward(place: str) -> Reward:
-    """The function that a place, FILE.py:FUNCTION, names. The file is run.
+    """The function that a place, FILE.py:FUNCTION, names. The file is run, and may import those beside it.
 
     Raises ValueError for a place that names no function, FileNotFoundError for a file that is not there.
     """
@@ -166,6 +171,7 @@ def read_reward(place: str) -> Reward:
         raise ValueError(f"reward is {place!r}; it must be FILE.py:FUNCTION, a function of the text")
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path} to take the reward {name!r} from")
+    sys.path.insert(0, str(Path(path).resolve().parent))
     function = runpy.run_path(path).get(name)
     if not callable(function):
         raise ValueError(f"{path} has no function {name!r}")

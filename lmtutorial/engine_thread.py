@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from lmtutorial.engine import Engine
 from lmtutorial.request import Busy, Event, Handle, Request
+
+_log = logging.getLogger(__name__)
 
 Inbox = asyncio.Queue[tuple[int, Event]]
 
@@ -107,6 +110,7 @@ class EngineThread:
                     events = self.engine.step()
             except Exception as error:
                 # of no single request: all that are on their way fail, the next may not
+                _log.error("a step failed", exc_info=error)
                 events = self.engine.abort(error)
             try:
                 self._loop.call_soon_threadsafe(self._deliver, events)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -15,6 +16,8 @@ from lmtutorial.decode.sampling import Generation
 from lmtutorial.engine_thread import Answers, EngineThread, Turns
 from lmtutorial.models.cache import Cache, LanguageModel
 from lmtutorial.request import Busy, Event, Handle, Request, check_request
+
+_log = logging.getLogger(__name__)
 
 Lend = Callable[[LanguageModel], LanguageModel]
 """From a model to one that computes the same, in turns with the engine's steps."""
@@ -85,6 +88,7 @@ class SearchThread:
         except _Cancelled:
             events = [handle.end("cancelled") for handle in answers.handles]
         except BaseException as error:  # its own, and no other's; a reward may even raise SystemExit
+            _log.error("a search failed", exc_info=error)
             failure = error if isinstance(error, Exception) else RuntimeError(repr(error))
             events = [handle.end("error", failure) for handle in answers.handles]
 

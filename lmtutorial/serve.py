@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -32,12 +33,16 @@ from starlette.exceptions import HTTPException
 
 from lmtutorial.completion import ApiError, Completion, Writer, gather
 from lmtutorial.decode.guesses import Guesser
+from lmtutorial.decode.prompts import check_prompts
 from lmtutorial.decode.sampling import Generation
 from lmtutorial.decoders import Decoding, Draft, Reward
 from lmtutorial.engine import Engine
 from lmtutorial.engine_thread import Answers, EngineThread
 from lmtutorial.request import Busy
 from lmtutorial.search_thread import GoOn, Lend, Search, SearchThread
+
+NAMES = {"max_new_tokens": "max_tokens", "top_logprobs": "logprobs", "n_best": "n"}
+"""What the arguments of this package are called in OpenAI's API."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,8 @@ def create_app(writers: Writers, name: str, max_body: int) -> fastapi.FastAPI:
     @app.exception_handler(HTTPException)
     async def refuse_route(request: fastapi.Request, error: HTTPException) -> Response:
         message = f"{request.method} {request.url.path}: {error.detail}"
+        if error.status_code == 404:
+            message += "; there are /v1/completions, /v1/models and /health"
         return JSONResponse(ApiError(error.status_code, message).body(), error.status_code, error.headers)
 
     @app.get("/health")
@@ -218,8 +225,8 @@ async def _ask(writers: Writers, asked: Completion) -> tuple[Answers, Writer]:
     engine, decoding = writers.engine.engine, asked.decoding()
     assert engine.tokenizer is not None
     if asked.logprobs is not None and (asked.echo or not asked.stepwise):
-        what, param = ("prompts", "echo") if asked.echo else ("whole texts", "logprobs")
-        raise ApiError(400, f"{param}: the log-probabilities of {what} are not known here", param)
+        what = "not with echo" if asked.echo else "by the decoder sample only, without match"
+        raise ApiError(400, f"logprobs: they are reported {what}", "logprobs")
     try:
         prompts = await asyncio.to_thread(asked.prompts, engine.tokenizer)  # slow, where the text is long
     except ValueError as error:
@@ -231,6 +238,7 @@ async def _ask(writers: Writers, asked: Completion) -> tuple[Answers, Writer]:
         texts = f"{len(prompts) * asked.n} texts are more than the {engine.queue} that can wait at once"
         raise ApiError(400, texts, "n" if len(prompts) <= engine.queue else "prompt")
     try:
+        check_prompts(engine.model, prompts, asked.max_tokens)
         requests = asked.requests(prompts, engine.tokenizer.eos)
         if asked.stepwise:
             answers = writers.engine.submit(requests)
@@ -240,9 +248,9 @@ async def _ask(writers: Writers, asked: Completion) -> tuple[Answers, Writer]:
     except Busy as error:
         raise ApiError(429, str(error), code="busy") from None
     except (ValueError, TypeError) as error:
-        first = str(error).split()[0].rstrip(":")  # messages begin with a name
-        first = {"top_logprobs": "logprobs", "n_best": "n"}.get(first, first)
-        raise ApiError(400, str(error), first if first in Completion.model_fields else "prompt") from None
+        message = re.sub(r"\w+", lambda name: NAMES.get(name[0], name[0]), str(error))
+        first = message.split()[0].rstrip(":")  # messages begin with a name
+        raise ApiError(400, message, first if first in Completion.model_fields else "prompt") from None
     return answers, Writer(asked, prompts, engine.tokenizer)
 
 
@@ -251,7 +259,11 @@ def _search(writers: Writers, asked: Completion, decoding: Decoding, prompt: lis
     engine = writers.engine.engine
     rows = decoding.rows(asked.n)
     if rows > engine.rows:
-        raise ValueError(f"decoder is {decoding.decoder!r}; it would take {rows} rows of {engine.rows}")
+        given = {"beam": f"width is {decoding.width}", "best_of": f"tries is {decoding.tries}"}
+        first = given.get(decoding.decoder, f"n is {asked.n}")
+        raise ValueError(
+            f"{first}; with n = {asked.n} that takes {rows} rows at once, this server has {engine.rows}"
+        )
 
     def search(lend: Lend, go_on: GoOn) -> list[Generation]:
         assert engine.tokenizer is not None

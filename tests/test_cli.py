@@ -129,8 +129,9 @@ def test_generate_writes_with_each_decoder_what_its_options_say(run, tmp_path, c
             "reward is for the decoders best_of, mcts, not for beam",
         ),
         (["--draft", "gpt2"], "draft is for the decoder speculative, not for sample"),
-        (["--decoder", "mcts"], "needs a reward: --reward FILE.py:FUNCTION"),
+        (["--decoder", "mcts"], "needs a reward: generate or serve with --reward FILE.py:FUNCTION"),
         (["--samples", "0"], "samples is 0; it must be at least 1"),
+        (["--decoder", "beam", "--samples", "6"], "n_best is 6; it must be from 1 to width, which is 4"),
         (["--match", "(a"], "match: .* is no regular expression"),
     ],
 )
@@ -272,7 +273,9 @@ def test_bad_input_ends_in_one_clear_line_and_code_2(run, text, tmp_path, capsys
     assert "vocab_size is 7" in failing(capsys, *train, "--tokenizer", "bpe", "--vocab-size", "7")
     assert "holds a run already; go on with it (--resume '" in failing(capsys, *train, "--out", run)
     assert "holds no run" in failing(capsys, "train", "--resume", tmp_path)
-    assert "there is no checkpoint at" in failing(capsys, "generate", "--checkpoint", tmp_path / "nowhere")
+    assert "name one: --checkpoint shakespeare" in failing(capsys, "generate", "--checkpoint", "no/where")
+    assert "max_len is 0; it must be" in failing(capsys, "serve", "--checkpoint", run, "--max-len", "0")
+    assert "port is 99999" in failing(capsys, "serve", "--checkpoint", run, "--port", "99999")
     assert "holds no best.safetensors" in failing(capsys, "evaluate", "--checkpoint", tmp_path)
     assert "temperature" in failing(capsys, "generate", "--checkpoint", run, "--temperature", "-1")
     assert "samples is 0" in failing(capsys, "generate", "--checkpoint", run, "--samples", "0")

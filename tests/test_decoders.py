@@ -86,9 +86,15 @@ def test_bad_rewards_and_drafts_are_named(tmp_path):
     assert read_reward(f"{tmp_path / 'rewards.py'}:length")("abc") == 3
     for decoder in ("mcts", "best_of"):
         with pytest.raises(
-            ValueError, match=rf"{decoder}', which needs a reward: --reward FILE\.py:FUNCTION"
+            ValueError,
+            match=rf"{decoder}', which needs a reward: generate or serve with --reward FILE\.py:FUNCTION",
         ):
             write(decoder)
+    (tmp_path / "kin.py").write_text(
+        "from rewards import length\ndef one(text):\n    return 1 / length('')\n"
+    )
+    with pytest.raises(ValueError, match=r"the reward failed on '.*': ZeroDivisionError\('division by zero'"):
+        write("best_of", reward=read_reward(f"{tmp_path / 'kin.py'}:one"))
     with pytest.raises(FileNotFoundError, match=r"there is no file nowhere\.py"):
         read_reward("nowhere.py:f")
     with pytest.raises(ValueError, match="has no function 'kings'"):

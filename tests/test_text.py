@@ -7,6 +7,7 @@ from history_model import HistoryModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lmtutorial.decode.constraints import Matching
 from lmtutorial.decode.sampling import sample
 from lmtutorial.decode.text import TextStream, stream_text
 from lmtutorial.files.download import DownloadError
@@ -122,6 +123,16 @@ def test_stop_strings_are_found_across_tokens_and_their_beginnings_are_held_back
     assert emitted == whole[:place]
     assert stream.stopped == (place is not None)
     assert stream.push(tokens[0]) == stream.finish() == "" if stream.stopped else True
+
+
+def test_a_streamed_text_can_be_held_to_a_pattern():
+    tokenizer = TOKENIZERS["char"]
+    allowed = Matching("(to be )*", tokenizer)
+    model = HistoryModel(tokenizer.vocab_size)
+    for seed in range(5):
+        text = "".join(stream_text(model, tokenizer, "to be", 20, seed=seed, allowed=allowed))
+        assert ("to be " * 4).startswith(text)
+        assert len(text) == 20 or len(text) % 6 == 0
 
 
 @law

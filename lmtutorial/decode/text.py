@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Collection, Iterator, Sequence
 
+from lmtutorial.decode.constraints import Allowed
 from lmtutorial.decode.sampling import stream
 from lmtutorial.models.cache import LanguageModel
 from lmtutorial.vocabulary import Tokenizer
@@ -73,6 +74,7 @@ def stream_text(
     repetition_penalty: float = 1.0,
     eos: int | Collection[int] | None = None,
     seed: int | None = None,
+    allowed: Allowed | None = None,
 ) -> Iterator[str]:
     """What `stream` writes after `prompt`, a text or token ids, as text: no piece empty, no character torn.
 
@@ -92,6 +94,7 @@ def stream_text(
     tokens = stream(
         model, ids, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         typical_p=typical_p, repetition_penalty=repetition_penalty, eos=eos, seed=seed,
+        allowed=allowed,
     )  # fmt: skip
     return _pieces(tokens, text)
 
