@@ -20,19 +20,14 @@ def test_cuda_gets_the_best_type_of_its_generation(capability, expected, monkeyp
     assert choose_precision("auto", CUDA, 1) == expected
 
 
-@pytest.mark.parametrize("able", [True, False])
-def test_a_cpu_gets_bfloat16_where_it_has_it_and_the_model_is_large(able, monkeypatch):
-    monkeypatch.setattr(devices, "cpu_multiplies_bfloat16", lambda: able)
-    large = devices.CPU_BFLOAT16_PAYS
-    assert choose_precision("auto", CPU, large - 1) == torch.float32
-    assert choose_precision("auto", CPU, large) == (torch.bfloat16 if able else torch.float32)
-
-
 @pytest.mark.parametrize("unit", ["_is_amx_tile_supported", "_is_avx512_bf16_supported", None])
-def test_either_kind_of_bfloat16_instructions_counts(unit, monkeypatch):
+def test_a_cpu_gets_bfloat16_where_it_has_it_of_either_kind_and_the_model_is_large(unit, monkeypatch):
     for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda there=name == unit: there, raising=False)
-    assert devices.cpu_multiplies_bfloat16() == (unit is not None)
+    large = devices.CPU_BFLOAT16_PAYS
+    assert choose_precision("auto", CPU, large - 1) == torch.float32
+    assert choose_precision("auto", CPU, large) == (torch.bfloat16 if unit else torch.float32)
+    assert choose_precision("auto", torch.device("mps"), large) == torch.float32
 
 
 @pytest.mark.parametrize("requested", ["float32", "bfloat16"])

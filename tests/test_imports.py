@@ -16,8 +16,8 @@ FROM_TOP_TO_BOTTOM = """
     batches
     models.cache models.token_cache models.ngram_counts models.ngram_discounts models.ngram models.mixture
     models.lstm models.kv_cache models.sliding_cache models.kernels models.transformer models.stand_in
-    losses metrics optim optimizer_groups schedules
-    devices sharding distributed provenance tensorfile checkpoint quantize roofline native compiled
+    losses metrics devices optim optimizer_groups schedules
+    sharding distributed provenance tensorfile checkpoint quantize roofline native compiled
     hf_config hugging_face gguf_file pretrained
     train_config weight_average runs lost_process update resume train
     decode.noise decode.logits decode.rows decode.prompts decode.automaton decode.constraints decode.sampling

@@ -100,7 +100,8 @@ def trained(make, steps, seed):
 settings_of = st.fixed_dictionaries(
     {"lr": st.floats(1e-4, 0.1), "steps": st.integers(1, 8), "seed": st.integers(0, 99)}
 )
-betas = st.tuples(st.floats(0, 0.99), st.floats(0, 0.999))
+# with beta2 near 0 a step is the sign of the gradient, and the last digit of one near 0 decides it
+betas = st.tuples(st.floats(0, 0.99), st.floats(0.5, 0.999))
 law = settings(deadline=None, max_examples=40)
 
 
@@ -134,7 +135,9 @@ def test_adamw_equals_torchs(options, betas, decay):
 @given(settings_of, st.floats(0, 0.99), st.floats(0, 1))
 def test_muon_equals_torchs_within_the_rounding_of_bfloat16(options, momentum, decay):
     lr, seed = options["lr"], options["seed"]
-    ours = trained(lambda p: Muon(p, lr, momentum, decay), 1, seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lmtutorial.optim.bfloat16_pays", lambda *_: True)  # as torch's does anywhere
+        ours = trained(lambda p: Muon(p, lr, momentum, decay), 1, seed)
     wanted = trained(
         lambda p: torch.optim.Muon(
             p, lr, decay, momentum, adjust_lr_fn="match_rms_adamw"
@@ -147,12 +150,16 @@ def test_muon_equals_torchs_within_the_rounding_of_bfloat16(options, momentum, d
 
 
 @law
-@given(st.integers(1, 3), st.integers(1, 12), st.integers(1, 12), st.integers(0, 99))
-def test_orthogonalize_keeps_the_singular_vectors_and_makes_the_values_alike(many, rows, columns, seed):
+@given(st.integers(1, 3), st.integers(1, 12), st.integers(1, 12), st.integers(0, 99), st.booleans())
+def test_orthogonalize_keeps_the_singular_vectors_and_makes_the_values_alike(many, rows, columns, seed, pays):
     torch.manual_seed(seed)
     matrices = torch.randn(many, rows, columns)
     u, s, vt = torch.linalg.svd(matrices, full_matrices=False)
-    inside = u.mT @ orthogonalize(matrices).float() @ vt.mT
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lmtutorial.optim.bfloat16_pays", lambda *_: pays)
+        found = orthogonalize(matrices)
+    assert found.dtype == (torch.bfloat16 if pays else torch.float32)
+    inside = u.mT @ found.float() @ vt.mT
     large = s > 0.05 * s.norm(dim=-1, keepdim=True)  # what is much smaller has not grown to 1 in five steps
     values = inside.diagonal(dim1=-2, dim2=-1)[large]
     assert ((values > 0.6) & (values < 1.3)).all()
