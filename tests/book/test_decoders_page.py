@@ -16,7 +16,7 @@ from lmtutorial.decoders import OPTIONS, Decoding
 
 PAGE = (Path(__file__).parents[2] / "book" / "decoders.md").read_text(encoding="utf-8")
 REWARD, LIBRARY, CLIENT = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-COMMANDS, SERVE = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
+COMMANDS, SERVE = re.findall(r"```bash\n(.*?)```", PAGE.replace("\\\n", ""), re.DOTALL)
 
 
 @pytest.fixture
