@@ -58,7 +58,7 @@ check-notebooks: $(READY) ## run every chapter and compare its outputs with the 
 	$(PYTEST) --nbval book
 
 site-tests: $(READY) ## the built site in a browser
-	$(PYTEST) tests/site
+	$(PYTEST) --dist worksteal tests/site
 
 notebooks: data ## run every chapter and store what changed
 	$(PY) tools/notebooks.py
