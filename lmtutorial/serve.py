@@ -238,7 +238,7 @@ async def _ask(writers: Writers, asked: Completion) -> tuple[Answers, Writer]:
         texts = f"{len(prompts) * asked.n} texts are more than the {engine.queue} that can wait at once"
         raise ApiError(400, texts, "n" if len(prompts) <= engine.queue else "prompt")
     try:
-        check_prompts(engine.model, prompts, asked.max_tokens)
+        check_prompts(engine.model, prompts, asked.max_tokens)  # all at once: errors say which
         requests = asked.requests(prompts, engine.tokenizer.eos)
         if asked.stepwise:
             answers = writers.engine.submit(requests)
